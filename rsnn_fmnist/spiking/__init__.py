@@ -1,0 +1,31 @@
+"""Spiking layers over time: neurons, a stateful synapse, recurrent containers.
+
+Sequences are time first, [T, N, ...]; see `sequence.SequenceModule` for how every module is called.
+"""
+
+from .backend import BackendUnavailableError, set_backend
+from .neuron import IF, LIF
+from .recurrent import ElementWiseRecurrentContainer, LinearRecurrentContainer
+from .sequence import SequenceModule, TimeDistributed, step
+from .surrogate import SURROGATES, ATan, Erf, PiecewiseQuadratic, Sigmoid, SoftSign, Surrogate
+from .synapse import SynapseFilter
+
+__all__ = [
+    "IF",
+    "LIF",
+    "SURROGATES",
+    "ATan",
+    "BackendUnavailableError",
+    "ElementWiseRecurrentContainer",
+    "Erf",
+    "LinearRecurrentContainer",
+    "PiecewiseQuadratic",
+    "SequenceModule",
+    "Sigmoid",
+    "SoftSign",
+    "Surrogate",
+    "SynapseFilter",
+    "TimeDistributed",
+    "set_backend",
+    "step",
+]

@@ -1,0 +1,116 @@
+"""The calling convention of every module over time: forward, sequence, step.
+
+Time is the first axis: x_seq is [T, ...], x at one step is [...]. State is an argument and a
+return value, never an attribute: no call leaves anything behind, so there is nothing to reset.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+State = Any  # a tensor, None, or a tuple of states, as the module's own docstring says
+
+
+class SequenceModule(nn.Module):
+    """Base of the modules that see a whole sequence. A subclass provides `step`.
+
+    `sequence` and `forward` follow from `step`; a subclass with a faster way of running a whole
+    sequence overrides `sequence`. `backend` is read when a sequence runs; see `set_backend`.
+    """
+
+    backend: str = "auto"
+
+    def step(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Advance by one step: x [...] -> (y [...], the state after it); None starts from rest."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(x, state)")
+
+    def sequence(self, x_seq: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Run x_seq [T, ...] on from `state` -> (y_seq [T, ...], the state after it)."""
+        return unroll(self.step, x_seq, state)
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        """Run x_seq [T, ...] from rest -> y_seq [T, ...]."""
+        y_seq, _ = self.sequence(x_seq)
+        return y_seq
+
+
+class TimeDistributed(SequenceModule):
+    """Apply a stateless module to all steps and samples at once, as one batch of T N samples.
+
+    For layers that expect one batch axis, such as Conv2d or BatchNorm2d:
+    x_seq [T, N, ...] -> module([T N, ...]) -> y_seq [T, N, ...]. Its state is None.
+
+    Raises:
+        ValueError: the module contains one with a memory, which this would mix over time.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        stateful = [m for m in module.modules() if isinstance(m, SequenceModule)]
+        if stateful:
+            raise ValueError(
+                f"TimeDistributed takes stateless modules only, but {type(stateful[0]).__name__} "
+                "keeps a state over time: put it beside the TimeDistributed, not inside"
+            )
+        self.module = module
+
+    def step(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        return self.module(x), None
+
+    def sequence(self, x_seq: Tensor, state: State = None) -> tuple[Tensor, State]:
+        y = self.module(x_seq.flatten(0, 1))
+        return y.unflatten(0, x_seq.shape[:2]), None
+
+
+def step(module: nn.Module, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    """Advance any module by one step: x [...] -> (y, state).
+
+    An nn.Sequential is driven layer by layer (its state is a tuple, one entry a layer); a module
+    without a memory is simply called (its state is None).
+    """
+    if isinstance(module, SequenceModule):
+        return module.step(x, state)
+    if isinstance(module, nn.Sequential):
+        states = (None,) * len(module) if state is None else state
+        after = []
+        for layer, layer_state in zip(module, states, strict=True):
+            x, layer_state = step(layer, x, layer_state)
+            after.append(layer_state)
+        return x, tuple(after)
+    return module(x), None
+
+
+def unroll(
+    advance: Callable[[Tensor, State], tuple[Tensor, State]], x_seq: Tensor, state: State
+) -> tuple[Tensor, State]:
+    """Call `advance(x, state) -> (y, state)` along x_seq [T, ...] -> (y_seq [T, ...], state).
+
+    Raises:
+        ValueError: as `first_step`.
+    """
+    first_step(x_seq)
+    y_seq = []
+    for x in x_seq:
+        y, state = advance(x, state)
+        y_seq.append(y)
+    return torch.stack(y_seq), state
+
+
+def first_step(x_seq: Tensor) -> Tensor:
+    """x_seq[0].
+
+    Raises:
+        ValueError: there is none (T = 0, or no time axis).
+    """
+    if x_seq.dim() == 0 or x_seq.shape[0] == 0:
+        raise ValueError(
+            f"a sequence needs at least one step on its first axis; got shape {list(x_seq.shape)}"
+        )
+    return x_seq[0]
+
+
+def at_rest(x: Tensor, value: float = 0.0) -> Tensor:
+    """A state of x's shape filled with `value`, in float32 or, where x is wider, in x's dtype."""
+    return torch.full_like(x, value, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,124 @@
+"""Surrogate gradients: a spike is a step forward and a smooth slope backward.
+
+The Heaviside step has no useful derivative, so the backward pass replaces it by the slope of a
+smooth function that resembles it. Only that slope matters; the smooth functions themselves are
+not needed and not here.
+
+Source: Neftci, Mostafa and Zenke 2019, arXiv:1901.09948; ATan from Fang et al. 2021,
+arXiv:2007.05785.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Spike(torch.autograd.Function):
+    """[u >= 0] forward, the surrogate's slope at u backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, surrogate: "Surrogate") -> Tensor:
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, "Surrogate"], output: Tensor) -> None:
+        u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+
+    @staticmethod
+    def backward(ctx: Any, grad_s: Tensor) -> tuple[Tensor, None]:
+        (u,) = ctx.saved_tensors
+        return grad_s * ctx.surrogate.slope(u), None
+
+
+@dataclass(frozen=True)
+class Surrogate(ABC):
+    """A spike function; call it with u = h - v_threshold, any shape, to get 0 or 1 of u's dtype.
+
+    Args:
+        alpha: sharpness, > 0; each surrogate has its own default.
+    Raises:
+        ValueError: alpha is not a positive finite number.
+    """
+
+    alpha: float
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha is {self.alpha}; it must be a positive finite number")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return Spike.apply(u, self)
+
+    @abstractmethod
+    def slope(self, u: Tensor) -> Tensor:
+        """The derivative that the backward pass uses at u."""
+
+
+@dataclass(frozen=True)
+class ATan(Surrogate):
+    """slope(u) = (alpha / 2) / (1 + (pi/2 alpha u)^2)"""
+
+    alpha: float = 2.0
+    name: ClassVar[str] = "atan"
+
+    def slope(self, u: Tensor) -> Tensor:
+        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * u).square())
+
+
+@dataclass(frozen=True)
+class Sigmoid(Surrogate):
+    """slope(u) = alpha q (1 - q), q = sigmoid(alpha u)"""
+
+    alpha: float = 4.0
+    name: ClassVar[str] = "sigmoid"
+
+    def slope(self, u: Tensor) -> Tensor:
+        q = torch.sigmoid(self.alpha * u)
+        return self.alpha * q * (1 - q)
+
+
+@dataclass(frozen=True)
+class Erf(Surrogate):
+    """slope(u) = alpha / sqrt(pi) exp(-(alpha u)^2)"""
+
+    alpha: float = 2.0
+    name: ClassVar[str] = "erf"
+
+    def slope(self, u: Tensor) -> Tensor:
+        return self.alpha / math.sqrt(math.pi) * torch.exp(-(self.alpha * u).square())
+
+
+@dataclass(frozen=True)
+class SoftSign(Surrogate):
+    """slope(u) = alpha / (2 (1 + |alpha u|)^2)"""
+
+    alpha: float = 2.0
+    name: ClassVar[str] = "soft-sign"
+
+    def slope(self, u: Tensor) -> Tensor:
+        return self.alpha / (2 * (1 + (self.alpha * u).abs()).square())
+
+
+@dataclass(frozen=True)
+class PiecewiseQuadratic(Surrogate):
+    """slope(u) = alpha - alpha^2 |u| where |u| <= 1 / alpha, else 0"""
+
+    alpha: float = 1.0
+    name: ClassVar[str] = "piecewise-quadratic"
+
+    def slope(self, u: Tensor) -> Tensor:
+        return (self.alpha - self.alpha**2 * u.abs()).clamp(min=0)
+
+
+SURROGATES: dict[str, Callable[[], Surrogate]] = {
+    cls.name: cls for cls in (ATan, Sigmoid, Erf, SoftSign, PiecewiseQuadratic)
+}

@@ -1,0 +1,80 @@
+"""SynapseFilter: a synapse that remembers, a leaky trace of the spikes it has passed on.
+
+The equation stands once, on `filter_step`; `filter_sequence` unrolls it and is the reference that
+every kernel is held to. One time constant for the whole layer; one per channel is left out.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from . import backend
+from .sequence import SequenceModule, at_rest, first_step, unroll
+
+
+def filter_step(x: Tensor, y: Tensor, *, k: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Advance the trace by one step.
+
+        y_next = y - (1 - x) y k + x        decay where there is no spike, then add the input
+
+    A spike (x = 1) suspends the decay, so y can grow without bound under a steady train.
+
+    Args:
+        x, y: input and trace, [N, ...]; y in float32 at least.
+        k: the decay of one step, 1 / tau, in (0, 1); a number or a scalar tensor.
+    Returns:
+        (y_next as x, y_next as y): the output, and the state to go on from.
+    Source: Diehl and Cook 2015, doi:10.3389/fncom.2015.00099 (exponential trace); the suspended
+    decay is that of SpikingJelly's LowPassSynapse.
+    """
+    y_next = y - (1 - x) * y * k + x
+    return y_next.to(x.dtype), y_next
+
+
+def filter_sequence(x_seq: Tensor, y: Tensor, *, k: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Run `filter_step` along x_seq [T, N, ...] from y [N, ...] -> (y_seq [T, N, ...], y)."""
+    return unroll(partial(filter_step, k=k), x_seq, y)
+
+
+class SynapseFilter(SequenceModule):
+    """A low-pass filter over spikes, see `filter_step`; the state is the trace y, 0 at rest.
+
+    Args:
+        tau: time constant in steps, > 1.
+        learnable: learn it: k = sigmoid(w), one scalar parameter w that starts at -ln(tau - 1).
+    Raises:
+        ValueError: tau is not above 1, or not finite.
+    """
+
+    def __init__(self, tau: float = 100.0, learnable: bool = False) -> None:
+        super().__init__()
+        if not (math.isfinite(tau) and tau > 1):
+            raise ValueError(f"tau is {tau}; a synapse's time constant is finite and above 1")
+        self.learnable = learnable
+        self._fixed_k = 1 / tau
+        if learnable:
+            self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
+
+    def decay(self) -> Tensor | float:
+        """k = 1 / tau: a number or, when learnt, a scalar tensor that carries w's gradient."""
+        return torch.sigmoid(self.w) if self.learnable else self._fixed_k
+
+    @property
+    def tau(self) -> float:
+        """The time constant in steps, as it is now."""
+        with torch.no_grad():
+            return 1 / float(self.decay())
+
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = at_rest(x) if state is None else state
+        return filter_step(x, y, k=self.decay())
+
+    def sequence(self, x_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = at_rest(first_step(x_seq)) if state is None else state
+        run = backend.implementation(filter_sequence, x_seq, self.backend)
+        return run(x_seq, y, k=self.decay())
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau:g}, learnable={self.learnable}"
