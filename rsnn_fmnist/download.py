@@ -1,0 +1,85 @@
+"""Fetch missing FashionMNIST archives, through torchvision, one process at a time.
+
+An archive appears under its name only when it is whole and its md5 right.
+"""
+
+import contextlib
+import io
+import sys
+import threading
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from .errors import RunError
+
+STALL_SECONDS = 20  # without a byte, after which the network counts as absent
+
+
+def fetch(raw: Path, archives: dict[str, str]) -> None:
+    """Put each archive `NAME.gz` of {name: md5} into `raw`, which is made if need be.
+
+    Raises:
+        RunError: the folder cannot be written, or the network does not deliver.
+    """
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        with FileLock(raw / "download.lock"):
+            for name, md5 in archives.items():
+                if not (raw / f"{name}.gz").is_file():  # another process may have fetched it
+                    _fetch_one(raw, f"{name}.gz", md5)
+    except OSError as error:
+        raise RunError(
+            f"cannot download FashionMNIST to {raw} ({error.strerror or error}); name a "
+            "--data-path that can be written, or train on --dataset synthetic"
+        ) from None
+
+
+def _fetch_one(raw: Path, archive: str, md5: str) -> None:
+    """Download in a thread, so that a network that swallows packets cannot hold us for minutes."""
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+
+    part = raw / f"{archive}.part"
+    failures: list[Exception] = []
+
+    def download() -> None:
+        try:
+            download_url(FashionMNIST.mirrors[0] + archive, raw, part.name, md5)
+        except Exception as error:  # urllib, sockets and torchvision each have their own
+            failures.append(error)
+
+    worker = threading.Thread(target=download, daemon=True)
+    with _bars_on_a_terminal_only():
+        worker.start()
+        finished = _finishes(worker, part)
+    if not finished:
+        failures.append(TimeoutError(f"no answer for {STALL_SECONDS} s"))
+    if failures:
+        part.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot download {archive} ({failures[0]}): is there a network? Without one, put the "
+            f"four archives into {raw}, or train on --dataset synthetic"
+        )
+    part.replace(raw / archive)
+
+
+def _finishes(worker: threading.Thread, part: Path) -> bool:
+    """Wait for the download; False when its file has not grown for STALL_SECONDS."""
+    size, grown = -1, time.monotonic()
+    while worker.is_alive():
+        worker.join(0.2)
+        now = part.stat().st_size if part.exists() else 0
+        if now > size:
+            size, grown = now, time.monotonic()
+        if worker.is_alive() and time.monotonic() - grown > STALL_SECONDS:
+            return False
+    return True
+
+
+def _bars_on_a_terminal_only() -> contextlib.AbstractContextManager[object]:
+    """torchvision draws its progress on standard error wherever that goes."""
+    if sys.stderr.isatty():
+        return contextlib.nullcontext()
+    return contextlib.redirect_stderr(io.StringIO())

@@ -1,0 +1,13 @@
+"""The two ways a run can be refused; cli.py turns them into one line and an exit code."""
+
+
+class RunError(Exception):
+    """This machine, the data or a file lacks something; the message says what to do. Exit 1."""
+
+    exit_code = 1
+
+
+class UsageError(RunError):
+    """A mistake in flags or configuration; the message names the value. Exit 2."""
+
+    exit_code = 2
