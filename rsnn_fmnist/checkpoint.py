@@ -1,0 +1,225 @@
+"""Checkpoints: written so that none is ever lost, read so that none can do harm, resumed exactly.
+
+A checkpoint is one zip file of torch.save: a dict of plain types and tensors. `latest.pt` holds a
+whole run; `best.pt` only the weights of its best epoch.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Experiment
+from .errors import RunError
+from .session import Best, Progress, Session
+from .step import Sums
+
+FORMAT, VERSION = "rsnn_fmnist checkpoint", 1
+
+Content = dict[str, Any]
+
+# What each kind of checkpoint holds beside format, version and kind, and of which type.
+KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "run": {
+        "experiment": dict,
+        "model": dict,
+        "optimizer": dict,
+        "scheduler": dict,
+        "scaler": dict,
+        "epoch": int,
+        "batch": int,
+        "sums": torch.Tensor,
+        "train_seconds": float,
+        "rows": list,
+        "best": (dict, type(None)),
+        "random_state": dict,
+    },
+    "weights": {"experiment": dict, "model": dict, "row": dict},
+}
+
+
+def capture(session: Session, progress: Progress) -> Content:
+    """The whole state of a run between two batches."""
+    random_state = {"cpu": torch.get_rng_state()}
+    if session.device.type == "cuda":
+        random_state["cuda"] = torch.cuda.get_rng_state(session.device)
+    return {
+        **_header("run", session.experiment),
+        "model": session.model.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "scheduler": session.scheduler.state_dict(),
+        "scaler": session.scaler.state_dict(),
+        "epoch": progress.epoch,
+        "batch": progress.batch,
+        "sums": progress.sums.totals,
+        "train_seconds": progress.train_seconds,
+        "rows": progress.rows,
+        "best": dataclasses.asdict(progress.best) if progress.best else None,
+        "random_state": random_state,
+    }
+
+
+def capture_best(session: Session, progress: Progress) -> Content | None:
+    """The weights of the best epoch so far with its row of metrics; None before there is one."""
+    if progress.best is None:
+        return None
+    row = next(row for row in progress.rows if row["epoch"] == progress.best.epoch)
+    return {
+        **_header("weights", session.experiment),
+        "model": progress.best.model,
+        "row": row,
+    }
+
+
+def _header(kind: str, experiment: Experiment) -> Content:
+    settings = dataclasses.asdict(experiment)
+    return {"format": FORMAT, "version": VERSION, "kind": kind, "experiment": settings}
+
+
+def restore(session: Session, content: Content, path: Path) -> Progress:
+    """Put a captured state back into a session of its experiment -> the progress to go on from.
+
+    The schedule is the session's own where the run is extended: it was built for the new length.
+
+    Raises:
+        RunError: the state does not fit the session.
+    """
+    try:
+        session.model.load_state_dict(content["model"])
+        session.optimizer.load_state_dict(content["optimizer"])
+        session.scaler.load_state_dict(content["scaler"])
+        if content["experiment"]["epochs"] == session.experiment.epochs:
+            session.scheduler.load_state_dict(content["scheduler"])
+        else:
+            for group, lr in zip(
+                session.optimizer.param_groups, session.scheduler.get_last_lr(), strict=True
+            ):
+                group["lr"] = lr
+        torch.set_rng_state(content["random_state"]["cpu"])
+        if session.device.type == "cuda" and "cuda" in content["random_state"]:
+            torch.cuda.set_rng_state(content["random_state"]["cuda"], session.device)
+        sums = Sums(session.device)
+        sums.totals.copy_(content["sums"])
+        best = Best(**content["best"]) if content["best"] else None
+    except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        raise RunError(f"{path}: does not fit this run ({_first_line(error)})") from None
+    return Progress(
+        content["epoch"],
+        sums,
+        content["batch"],
+        content["train_seconds"],
+        list(content["rows"]),
+        best,
+    )
+
+
+def save(path: Path, content: Content, *, keep_previous: bool = False) -> None:
+    """Write a checkpoint so that at every instant a whole one stands at `path`.
+
+    Args:
+        keep_previous: the one before stays beside it as NAME.prev.pt.
+
+    Raises:
+        OSError: it could not be written; what stood at `path` still does.
+    """
+    fresh = path.with_name(path.name + ".tmp")
+    try:
+        with fresh.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            _keep_previous(path)
+        fresh.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps some failures to write
+        fresh.unlink(missing_ok=True)
+        raise error if isinstance(error, OSError) else OSError(_first_line(error)) from error
+    _sync_directory(path.parent)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept: latest.pt -> latest.prev.pt."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def _keep_previous(path: Path) -> None:
+    """A second name for the same file, so that neither name is ever without one."""
+    link = previous(path).with_name(previous(path).name + ".tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, link)
+    link.replace(previous(path))
+
+
+def _sync_directory(folder: Path) -> None:
+    """Make renames in it durable, where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load(path: Path) -> Content:
+    """Read a checkpoint of either kind, checked, onto the CPU.
+
+    Raises:
+        RunError: not a checkpoint, damaged, of another version, or one that would run code.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise RunError(f"{path}: not a checkpoint of rsnn_fmnist (or cut short)")
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise RunError(f"{path}: damaged: the check sum of {damaged} is wrong")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RunError(f"{path}: refused, it would run code ({_first_line(error)})") from None
+    except RunError:
+        raise
+    except Exception as error:  # zipfile and torch fail in many ways on a damaged file
+        raise RunError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
+    _check_content(content, path)
+    return dict(content)
+
+
+def _check_content(content: object, path: Path) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path}: not a checkpoint of rsnn_fmnist")
+    if content.get("version") != VERSION:
+        raise RunError(
+            f"{path}: written in format version {content.get('version')}; this program reads "
+            f"version {VERSION}"
+        )
+    keys = KEYS.get(content.get("kind", ""))
+    if keys is None:
+        raise RunError(f"{path}: a checkpoint of unknown kind {content.get('kind')!r}")
+    for key, kind in keys.items():
+        if not isinstance(content.get(key, ...), kind):
+            raise RunError(f"{path}: damaged: {key!r} is missing or not what it should be")
+
+
+def experiment_of(content: Content, path: Path) -> Experiment:
+    """The experiment that a checkpoint belongs to.
+
+    Raises:
+        RunError: settings that this program does not know.
+    """
+    try:
+        return Experiment(**content["experiment"])
+    except TypeError as error:
+        raise RunError(f"{path}: damaged or of another version ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,323 @@
+"""What is computed (Experiment) and where and how (Machine): every setting, declared once.
+
+A setting's name, type, default, range and help stand here; cli.py makes the flags of them, and a
+TOML file uses the same names. Values are layered: defaults < TOML < flags. What a model's name or
+a device's name means is not known here.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import UsageError
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A range: whether a value is in it, and the words that say so."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+POSITIVE_INT = Rule(lambda v: v >= 1, "at least 1")
+COUNT = Rule(lambda v: v >= 0, "0 or more")
+SEED = Rule(lambda v: 0 <= v < 2**63, "from 0 to 2^63 - 1")
+POSITIVE = Rule(lambda v: v > 0, "above 0")
+NON_NEGATIVE = Rule(lambda v: v >= 0, "0 or more")
+BELOW_ONE = Rule(lambda v: 0 <= v < 1, "in [0, 1)")
+FRACTION = Rule(lambda v: 0 < v <= 1, "in (0, 1]")
+
+
+def setting(
+    default: Value,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    rule: Rule | None = None,
+    flags: tuple[str, ...] = (),
+    short: str = "",
+    bare: int | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A dataclass field with what the command line and the checks need to know of it.
+
+    Args:
+        help: what --help says.
+        choices: the strings allowed.
+        rule: the range allowed.
+        flags: spellings beside --long-name.
+        short: the experiment setting's short form in a run's name.
+        bare: the value of the flag given without one.
+        metavar: the placeholder in --help.
+    """
+    extras = {
+        "help": help,
+        "choices": choices,
+        "rule": rule,
+        "flags": flags,
+        "short": short,
+        "bare": bare,
+        "metavar": metavar,
+    }
+    return field(default=default, metadata=extras)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is computed. The same experiment on the same machine gives the same numbers."""
+
+    model: str = setting("", "network to train, one of the registered models", metavar="NAME")
+    dataset: str = setting(
+        "fashion-mnist",
+        "real pictures, or ones drawn by this package",
+        choices=("fashion-mnist", "synthetic"),
+    )
+    val_size: int = setting(
+        0, "training pictures held out to choose the best epoch on", rule=COUNT, short="val"
+    )
+    normalize: bool = setting(
+        True, "scale pixels to mean 0 and deviation 1 (off: to [0, 1])", short="norm"
+    )
+    hidden: int = setting(32, "neurons of the hidden layer", rule=POSITIVE_INT, short="h")
+    surrogate: str = setting(
+        "atan",
+        "surrogate gradient",
+        choices=("atan", "sigmoid", "erf", "soft-sign", "piecewise-quadratic"),
+    )
+    detach_reset: str = setting(
+        "all",
+        "neurons without a gradient through the reset",
+        choices=("all", "recurrent", "none"),
+        short="detach-",
+    )
+    epochs: int = setting(90, "passes over the training set", rule=POSITIVE_INT, short="e")
+    batch_size: int = setting(
+        128, "pictures in one training step", rule=POSITIVE_INT, flags=("-b",), short="b"
+    )
+    opt: str = setting("sgd", "optimizer", choices=("sgd", "adam"))
+    lr: float = setting(0.1, "learning rate of the first epoch", rule=POSITIVE, short="lr")
+    momentum: float = setting(0.9, "momentum of sgd", rule=BELOW_ONE, short="m")
+    weight_decay: float = setting(
+        0.0, "weight decay", rule=NON_NEGATIVE, flags=("--wd",), short="wd"
+    )
+    lrs: str = setting(
+        "cosa",
+        "learning rate schedule: CosineAnnealingLR, StepLR or constant",
+        choices=("cosa", "step", "none"),
+    )
+    step_size: int = setting(
+        30, "epochs between two drops of --lrs step", rule=POSITIVE_INT, short="step"
+    )
+    step_gamma: float = setting(0.1, "factor of a drop of --lrs step", rule=FRACTION, short="gamma")
+    cosa_tmax: int | None = setting(
+        None,
+        "epochs until the rate of --lrs cosa reaches 0 (default: --epochs)",
+        rule=POSITIVE_INT,
+        short="tmax",
+    )
+    start_epoch: int = setting(
+        0, "count epochs, and the schedule, from N instead of 0", rule=COUNT, short="from"
+    )
+    amp: bool = setting(False, "automatic mixed precision")
+    amp_dtype: str = setting(
+        "auto",
+        "precision of --amp; auto: float16 on CUDA, bfloat16 elsewhere",
+        choices=("auto", "float16", "bfloat16"),
+    )
+    seed: int = setting(
+        2020, "seed of the weights, of the epochs' order and of the split", rule=SEED
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how it is computed. May differ from one part of a run to the next."""
+
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: the best present", metavar="NAME")
+    backend: str = setting(
+        "auto",
+        "what runs the spiking layers; auto: the fastest for the device",
+        choices=("auto", "torch", "numba", "cupy"),
+    )
+    threads: int | None = setting(None, "CPU threads (default: all cores)", rule=POSITIVE_INT)
+    workers: int = setting(
+        0,
+        "processes that stream the pictures; 0: keep the whole set on the device",
+        rule=COUNT,
+        flags=("-j",),
+    )
+    data_path: str = setting(
+        "", "folder of FashionMNIST/raw (default: $RSNN_FMNIST_DATA, else data)", metavar="DIR"
+    )
+    download: bool = setting(True, "fetch missing pictures from the network")
+    cache_dataset: bool = setting(False, "keep the decoded pictures beside the raw files")
+    output_dir: str = setting("runs", "folder in which run directories are made", metavar="DIR")
+    run_name: str = setting("", "run directory's name (default: made of the settings)")
+    resume: str = setting(
+        "", "go on with a run: auto, a run directory or a checkpoint", metavar="auto|PATH"
+    )
+    checkpoint_every: float = setting(
+        30.0, "time between two checkpoints", rule=NON_NEGATIVE, metavar="SECONDS"
+    )
+    tb: bool = setting(False, "write TensorBoard events into the run directory")
+    deterministic: bool = setting(False, "refuse operations that may differ between two runs")
+    test_only: bool = setting(False, "evaluate the checkpoint of --resume and stop")
+    models_file: str = setting("", "Python file that registers further models", metavar="FILE.py")
+    quiet: bool = setting(False, "print the summary and warnings only")
+
+    def data_root(self) -> Path:
+        """The torchvision root that holds FashionMNIST/raw."""
+        return Path(self.data_path or os.environ.get("RSNN_FMNIST_DATA") or "data")
+
+
+C = TypeVar("C", Experiment, Machine)
+FIELDS = {f.name: f for cls in (Experiment, Machine) for f in dataclasses.fields(cls)}
+_TYPES = {**typing.get_type_hints(Experiment), **typing.get_type_hints(Machine)}
+
+
+def value_type(name: str) -> type:
+    """bool, int, float or str: the type of a setting, None aside."""
+    hint = _TYPES[name]
+    return (
+        next(t for t in typing.get_args(hint) if t is not types.NoneType)
+        if (typing.get_origin(hint) is types.UnionType)
+        else hint
+    )
+
+
+def flag(name: str) -> str:
+    """The long flag of a setting: batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """ "; did you mean X?", or nothing where no word is near."""
+    match = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def from_text(name: str, text: str) -> Value:
+    """The value that a flag's text means, in its type; ranges are `check`'s."""
+    kind = value_type(name)
+    if type(None) in typing.get_args(_TYPES[name]) and text.lower() == "none":
+        return None
+    if kind is str:
+        choices = FIELDS[name].metadata["choices"]
+        return text.lower() if text.lower() in choices else text
+    try:
+        return kind(text)
+    except ValueError:
+        noun = {int: "a whole number", float: "a number"}[kind]
+        raise UsageError(f"{flag(name)} {text}: not {noun}") from None
+
+
+def check(name: str, value: Value, source: str) -> Value:
+    """A value of a flag or a file, in range and of the setting's type; an int may be a float.
+
+    Raises:
+        UsageError: it is not; `source` says whose value it is.
+    """
+    kind, extras = value_type(name), FIELDS[name].metadata
+    if value is None and type(None) in typing.get_args(_TYPES[name]):
+        return None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        raise UsageError(f"{source} {json.dumps(value, default=str)}: must be {nouns[kind]}")
+    if extras["choices"] and value not in extras["choices"]:
+        near = closest(str(value), extras["choices"])
+        raise UsageError(f"{source} {value}: choose one of {', '.join(extras['choices'])}{near}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{source} {value}: must be finite")
+    if extras["rule"] and not extras["rule"].holds(value):
+        raise UsageError(f"{source} {value}: must be {extras['rule'].words}")
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Value]:
+    """The settings of a TOML file, checked.
+
+    Raises:
+        UsageError: no such file, broken TOML, an unknown key or a bad value.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {path}: broken TOML: {error}") from None
+    settings = {}
+    for key, value in table.items():
+        if key not in FIELDS:
+            raise UsageError(f"{path}: unknown setting {key!r}{closest(key, FIELDS)}")
+        if isinstance(value, str) and value_type(key) is str:
+            value = from_text(key, value)
+        settings[key] = check(key, value, f"{path}: {key} =")
+    return settings
+
+
+def to_toml(experiment: Experiment) -> str:
+    """The experiment as a TOML file that --config reads back; what is None is left out."""
+    values = dataclasses.asdict(experiment)
+    return "".join(
+        f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None
+    )
+
+
+def from_settings(cls: type[C], settings: Mapping[str, Value]) -> C:
+    """The part of `settings` that `cls` has, over its defaults."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in settings.items() if name in names})  # type: ignore[arg-type]
+
+
+def check_together(experiment: Experiment, machine: Machine) -> None:
+    """The rules that take more than one setting.
+
+    Raises:
+        UsageError: two settings contradict each other.
+    """
+    if experiment.start_epoch >= experiment.epochs:
+        raise UsageError(
+            f"--start-epoch {experiment.start_epoch}: must be below --epochs {experiment.epochs}"
+        )
+    if machine.test_only and machine.resume in ("", "auto"):
+        raise UsageError("--test-only: name what to evaluate with --resume PATH")
+
+
+def differences(asked: Experiment, kept: Experiment) -> list[str]:
+    """The names of the experiment settings in which the two differ."""
+    return [
+        f.name
+        for f in dataclasses.fields(Experiment)
+        if getattr(asked, f.name) != getattr(kept, f.name)
+    ]
+
+
+def run_name(experiment: Experiment) -> str:
+    """The run's name: model, what differs from the defaults in a short form, and the seed."""
+    parts = [experiment.model]
+    for f in dataclasses.fields(Experiment):
+        value = getattr(experiment, f.name)
+        if f.name in ("model", "seed") or value == f.default:
+            continue
+        if isinstance(value, bool):
+            word = f.metadata["short"] or f.name
+            parts.append(word if value else f"no-{word}")
+        else:
+            parts.append(f"{f.metadata['short']}{value}")
+    return "_".join([*parts, f"seed{experiment.seed}"])

@@ -1,0 +1,51 @@
+"""SIGINT and SIGTERM become a flag that the loop reads between two batches.
+
+The second signal is the system's own again and stops at once. Signals reach only the main thread;
+elsewhere (a notebook's worker, a test) nothing is installed.
+"""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+STOPPING = tuple(s for s in (signal.SIGINT, getattr(signal, "SIGTERM", None)) if s is not None)
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop; its checkpoint is saved by the time this reaches cli.py."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class Interrupt:
+    """While entered, remembers the first signal in `signum`."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._remember) for s in STOPPING}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for s, handler in self._before.items():
+            signal.signal(s, handler)  # type: ignore[arg-type]
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        for s, handler in self._before.items():
+            signal.signal(s, handler)  # type: ignore[arg-type]
+
+    def check(self) -> None:
+        """Raises InterruptedRunError when a signal has come."""
+        if self.signum is not None:
+            raise InterruptedRunError(self.signum)

@@ -1,0 +1,346 @@
+"""One run, from its settings to its exit code: all is checked before anything is written."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import checkpoint, config, data, environment, models
+from .checkpoint import Content
+from .config import Experiment, Machine, Value
+from .data import CLASSES, SIDE, Loader, Splits
+from .errors import RunError, UsageError
+from .interrupt import Interrupt, InterruptedRunError
+from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
+from .session import Progress, Row, Session, best_metric, open_session
+from .spiking import set_backend
+from .spiking.backend import resolve
+from .step import Sums
+from .tracking import Console, TensorBoard, Tracker, clock
+from .training import evaluate, fit
+
+Settings = Mapping[str, Value]
+
+
+def run(flags: Settings, file: Settings) -> int:
+    """Train, resume or test what the settings name, flags over file, and return the exit code.
+
+    Raises:
+        RunError, UsageError: it cannot be done.
+    """
+    machine = config.from_settings(Machine, {**file, **flags})
+    if "start_epoch" in flags and machine.resume:
+        raise UsageError("--start-epoch: a resumed run goes on where it was; leave one of them out")
+    if machine.models_file:
+        import_models(Path(machine.models_file))
+    experiment, directory, content = identify(machine, flags, file)
+    if content and finished(experiment, content) and not machine.test_only:
+        print(summary(experiment, content["rows"], directory, machine))
+        return 0
+    device = environment.choose_device(machine.device)
+    backend = resolve(machine.backend, device)
+    environment.set_up(machine)
+    splits = load_pictures(experiment, machine)
+    session = build_session(experiment, machine, device, splits)
+    set_backend(session.model, machine.backend)
+    check_model(session)
+    console = Console(experiment.epochs, quiet=machine.quiet)
+    announce(console, session, splits, backend)
+    if machine.test_only and content:
+        return test(session, content, Path(machine.resume))
+    return train(session, machine, directory, console, environment.describe(device, backend))
+
+
+def identify(
+    machine: Machine, flags: Settings, file: Settings
+) -> tuple[Experiment, Path, Content | None]:
+    """Which experiment, in which directory, and the checkpoint to go on from (None: afresh).
+
+    With --resume PATH the checkpoint says which experiment; with --resume auto the settings do.
+
+    Raises:
+        UsageError: settings that contradict each other or the checkpoint.
+        RunError: no readable checkpoint where one is named; a directory that holds a run.
+    """
+    settings = {**file, **flags}
+    if machine.resume in ("", "auto"):
+        experiment = config.from_settings(Experiment, settings)
+        check_experiment(experiment, machine)
+        directory = locate(experiment, machine)
+        content = starting_point(machine, directory)
+    else:
+        if "run_name" in flags:
+            raise UsageError("--run-name: a resumed run stays in its directory; leave it out")
+        path = Path(machine.resume)
+        if not path.exists():
+            raise UsageError(f"--resume {path}: no such file or directory")
+        directory = path if path.is_dir() else path.parent
+        content = starting_point(machine, directory)
+        if content is None:
+            raise RunError(f"--resume {path}: holds no checkpoint of a run")
+        kept = dataclasses.asdict(checkpoint.experiment_of(content, path))
+        experiment = config.from_settings(Experiment, kept | settings)
+        check_experiment(experiment, machine)
+    if content:
+        refuse_changes(experiment, checkpoint.experiment_of(content, directory), directory)
+        if content["kind"] != "run" and not machine.test_only:
+            raise RunError(
+                f"{machine.resume}: holds the weights of one epoch only; resume from latest.pt, or "
+                "evaluate it with --test-only"
+            )
+    return experiment, directory, content
+
+
+def starting_point(machine: Machine, directory: Path) -> Content | None:
+    """The checkpoint that --resume means; None: start afresh."""
+    if not machine.resume:
+        refuse_existing(directory)
+        return None
+    path = Path(machine.resume)
+    return checkpoint.load(path) if path.is_file() else newest(directory)
+
+
+def newest(directory: Path) -> Content | None:
+    """The run's latest checkpoint or, where that is damaged, the one before; None: none yet."""
+    latest, before = checkpoint_in(directory)
+    if latest is None:
+        return checkpoint.load(before) if before else None
+    try:
+        return checkpoint.load(latest)
+    except RunError as error:
+        if before is None:
+            raise
+        print(f"rsnn_fmnist: warning: {error}; going on from {before}", file=sys.stderr)
+        return checkpoint.load(before)
+
+
+def check_experiment(experiment: Experiment, machine: Machine) -> None:
+    """Raises UsageError for no model, an unknown one, or settings that contradict each other."""
+    names = ", ".join(models.MODELS)
+    if not experiment.model:
+        raise UsageError(f"--model is required: {names}")
+    if experiment.model not in models.MODELS:
+        near = config.closest(experiment.model, models.MODELS)
+        raise UsageError(
+            f"--model {experiment.model}: not registered (a model of your own takes "
+            f"--models-file); registered: {names}{near}"
+        )
+    config.check_together(experiment, machine)
+
+
+def refuse_changes(asked: Experiment, kept: Experiment, directory: Path) -> None:
+    """Raises UsageError when a setting differs from the checkpoint's, a larger epochs aside."""
+    for name in config.differences(asked, kept):
+        new, old = getattr(asked, name), getattr(kept, name)
+        if name == "epochs" and new > old:
+            continue
+        raise UsageError(
+            f"{config.flag(name)} {new}: the run in {directory} has {old}, which cannot change "
+            "when it resumes; leave the flag out, or start another run"
+        )
+
+
+def finished(experiment: Experiment, content: Content) -> bool:
+    return content["kind"] == "run" and bool(content["epoch"] >= experiment.epochs)
+
+
+def import_models(path: Path) -> None:
+    """Run the user's file, which registers models.
+
+    Raises:
+        UsageError: no such file.
+        RunError: it fails.
+    """
+    if not path.is_file():
+        raise UsageError(f"--models-file {path}: no such file")
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ImportError("not a Python file")
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:  # whatever the user's file raises
+        raise RunError(f"--models-file {path}: {type(error).__name__}: {error}") from error
+
+
+def load_pictures(experiment: Experiment, machine: Machine) -> Splits:
+    splits = data.load(
+        experiment.dataset,
+        machine.data_root(),
+        download=machine.download,
+        cache=machine.cache_dataset,
+    )
+    splits = data.hold_out(splits, experiment.val_size, experiment.seed)
+    if experiment.batch_size > len(splits.train):
+        raise UsageError(
+            f"--batch-size {experiment.batch_size}: larger than the training set of "
+            f"{len(splits.train)} pictures"
+        )
+    return splits
+
+
+def build_session(
+    experiment: Experiment, machine: Machine, device: torch.device, splits: Splits
+) -> Session:
+    """The session at its beginning: weights drawn from the seed, pictures on the device."""
+    torch.manual_seed(experiment.seed)
+    model = build_model(experiment)
+
+    def loader(pictures: data.Pictures) -> Loader:
+        return Loader(pictures, device, normalize=experiment.normalize, workers=machine.workers)
+
+    train, test = loader(splits.train), loader(splits.test)
+    val = loader(splits.val) if splits.val else None
+    return open_session(experiment, device, model, (train, val, test))
+
+
+def build_model(experiment: Experiment) -> nn.Module:
+    """The model with those of the experiment's options that it takes.
+
+    Raises:
+        UsageError: an option away from its default that the model does not take.
+        RunError: the model's own code fails.
+    """
+    takes = models.options(experiment.model)
+    chosen = {}
+    for name in ("hidden", "surrogate", "detach_reset"):
+        value = getattr(experiment, name)
+        if name in takes:
+            chosen[name] = value
+        elif value != config.FIELDS[name].default:
+            raise UsageError(
+                f"{config.flag(name)} {value}: the model {experiment.model} has no such option"
+            )
+    try:
+        return models.build(experiment.model, **chosen)
+    except Exception as error:  # a user's model may raise anything
+        raise RunError(f"the model {experiment.model} cannot be built: {error}") from error
+
+
+def check_model(session: Session) -> None:
+    """Try the model on two pictures, leaving no trace in it or in the random state.
+
+    Raises:
+        RunError: it fails, or does not return scores [N, 10].
+    """
+    name = session.experiment.model
+    devices = [session.device] if session.device.type == "cuda" else []
+    session.model.eval()
+    with torch.random.fork_rng(devices), torch.no_grad(), session.precision.autocast():
+        try:
+            scores = session.model(torch.zeros(2, SIDE, SIDE, device=session.device))
+        except Exception as error:  # a user's model may raise anything
+            raise RunError(f"the model {name} fails on pictures [2, 28, 28]: {error}") from error
+    shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if shape != [2, CLASSES]:
+        raise RunError(
+            f"the model {name} returns {shape} for pictures [2, 28, 28]; it should return scores "
+            f"[2, {CLASSES}]"
+        )
+
+
+def announce(console: Console, session: Session, splits: Splits, backend: str) -> None:
+    """Say what was chosen."""
+    experiment, device = session.experiment, session.device
+    parameters = sum(p.numel() for p in session.model.parameters())
+    kind = "synthetic" if experiment.dataset == "synthetic" else "FashionMNIST"
+    held = f", {len(splits.val):,} held out" if splits.val else ""
+    precision = str(session.precision.dtype or torch.float32).removeprefix("torch.")
+    console.say(f"model    {experiment.model}, {parameters:,} parameters, seed {experiment.seed}")
+    console.say(
+        f"data     {len(splits.train):,} {kind} training pictures{held}, {len(splits.test):,} for "
+        "testing"
+    )
+    console.say(
+        f"device   {device} ({environment.device_name(device)}), {torch.get_num_threads()} CPU "
+        f"threads, backend {backend}, {precision}"
+    )
+
+
+def test(session: Session, content: Content, path: Path) -> int:
+    """Evaluate a checkpoint's weights on the test pictures and print the result."""
+    try:
+        session.model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise RunError(f"{path}: does not fit the model ({error})") from None
+    with Interrupt() as interrupt:
+        try:
+            sums, seconds = evaluate(session, session.test, interrupt)
+        except InterruptedRunError as stop:
+            return stop.exit_code
+    loss, acc1, acc5 = sums.means()
+    print(
+        f"test loss {loss:.6f}  top-1 {acc1:.2f} %  top-5 {acc5:.2f} %  on "
+        f"{len(session.test):,} pictures in {seconds:.2f} s"
+    )
+    return 0
+
+
+def train(
+    session: Session,
+    machine: Machine,
+    directory: Path,
+    console: Console,
+    facts: dict[str, object],
+) -> int:
+    """Train in the run's directory, from its checkpoint where there is one."""
+    experiment = session.experiment
+    with RunDirectory(directory) as records, Interrupt() as interrupt:
+        content = starting_point(machine, directory)
+        progress = Progress(experiment.start_epoch, Sums(session.device))
+        if content:
+            progress = checkpoint.restore(session, content, directory)
+        where = f", from epoch {progress.epoch}, batch {progress.batch}" if content else ""
+        console.say(f"run      {directory}{where}")
+        records.write_records(experiment, facts, progress.rows)
+        events = None
+        if machine.tb:
+            events = TensorBoard(directory / "tb", progress.rows, progress.epoch)
+        saver = Saver(directory, session, machine.checkpoint_every)
+        tracker = Tracker(console, records, events)
+        try:
+            fit(session, progress, tracker=tracker, saver=saver, interrupt=interrupt)
+        except InterruptedRunError as stop:
+            console.close_bar()
+            again = "" if saver.failed else f"; go on with --resume {directory}"
+            print(f"stopped by {stop} in epoch {progress.epoch}{again}", flush=True)
+            return stop.exit_code
+        finally:
+            console.close_bar()
+            if events:
+                events.close()
+    if saver.failed:
+        raise RunError(f"{directory}: the last checkpoint could not be saved; see above")
+    print(summary(experiment, progress.rows, directory, machine))
+    return 0
+
+
+def summary(experiment: Experiment, rows: list[Row], directory: Path, machine: Machine) -> str:
+    """What was learnt: the last epoch's accuracy first, the best epoch's by how it was chosen."""
+    last = rows[-1]
+    metric = best_metric(experiment)
+    best = max(rows, key=lambda row: (row[metric], -row["epoch"]))
+    if metric == "val_acc1":
+        chosen = (
+            f"test accuracy at the epoch best on the held-out pictures: {best['test_acc1']:.2f}"
+        )
+    else:
+        chosen = f"best test accuracy (optimistic): {best['test_acc1']:.2f}"
+    pictures = (
+        "drawn (synthetic) test pictures"
+        if experiment.dataset == "synthetic"
+        else ("FashionMNIST test pictures")
+    )
+    seconds = sum(row["seconds"] for row in rows)
+    lines = [
+        f"{experiment.model} names {last['test_acc1']:.2f} % of the {pictures} after epoch "
+        f"{last['epoch']} (chance: 10 %), in {clock(seconds)}",
+        f"{chosen} % at epoch {best['epoch']}",
+        f"records: {directory}",
+    ]
+    if (directory / "tb").is_dir():
+        lines.append(f"curves: tensorboard --logdir {machine.output_dir}")
+    return "\n".join(lines)
