@@ -17,7 +17,7 @@ import torch
 
 from .config import Experiment
 from .errors import RunError
-from .session import Best, Progress, Session
+from .session import Best, Progress, Session, take_schedule
 from .step import Sums
 
 FORMAT, VERSION = "rsnn_fmnist checkpoint", 1
@@ -85,7 +85,7 @@ def _header(kind: str, experiment: Experiment) -> Content:
 def restore(session: Session, content: Content, path: Path) -> Progress:
     """Put a captured state back into a session of its experiment -> the progress to go on from.
 
-    The schedule is the session's own where the run is extended: it was built for the new length.
+    Where the run is extended, its schedule is from here on that of a run of the new length.
 
     Raises:
         RunError: the state does not fit the session.
@@ -97,10 +97,7 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
         if content["experiment"]["epochs"] == session.experiment.epochs:
             session.scheduler.load_state_dict(content["scheduler"])
         else:
-            for group, lr in zip(
-                session.optimizer.param_groups, session.scheduler.get_last_lr(), strict=True
-            ):
-                group["lr"] = lr
+            take_schedule(session, content["epoch"])
         torch.set_rng_state(content["random_state"]["cpu"])
         if session.device.type == "cuda" and "cuda" in content["random_state"]:
             torch.cuda.set_rng_state(content["random_state"]["cuda"], session.device)

@@ -5,6 +5,7 @@ The only reader of sys.argv. The flags are made of config.py's declarations.
 
 import argparse
 import dataclasses
+import re
 import signal
 import sys
 import traceback
@@ -72,6 +73,11 @@ def _report(error: RunError, code: int, arguments: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake as UsageError, in one line, instead of printing the usage block."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # argparse's own takes -1e-4 and -inf for flags, and would say that a value is missing
+        self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf$|nan$)")
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)

@@ -11,6 +11,7 @@ import hashlib
 import math
 import signal
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Loader:
 
     def _gather(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.workers:
-            self._sampler[:] = indices
+            self._sampler[:] = [batch.cpu() for batch in indices]  # the workers have no other
             for columns, labels in self._stream:
                 yield columns.to(self.device), labels.to(self.device)
         else:
@@ -240,7 +241,17 @@ def _load_files(root: Path, download: bool) -> Splits:
 
 
 def _present(raw: Path, name: str) -> bool:
-    return (raw / name).is_file() or (raw / f"{name}.gz").is_file()
+    return _is_file(raw / name) or _is_file(raw / f"{name}.gz")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is there; a folder that may not be searched is refused, not taken for empty."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be read ({error.strerror}); name another --data-path"
+        ) from None
 
 
 def _read(raw: Path, part: str, kind: str) -> NDArray[np.uint8]:
@@ -254,7 +265,10 @@ def _read(raw: Path, part: str, kind: str) -> NDArray[np.uint8]:
         else:
             array = parse_idx(_read_at_most(path, _idx_size(shape)), shape, path)
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise RunError(
+            f"{path}: cannot be read ({error.strerror or error}); make it readable, or name "
+            "another --data-path"
+        ) from None
     if kind == "labels" and array.max() >= CLASSES:
         raise RunError(f"{path}: damaged: holds the label {array.max()}; {_REMEDY}")
     return array
@@ -290,7 +304,8 @@ def parse_idx(content: bytes, shape: tuple[int, ...], path: Path) -> NDArray[np.
     """
     header = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
     if content[:4] != header[:4]:
-        raise RunError(f"{path}: damaged: begins with {content[:4].hex()}, not as IDX; {_REMEDY}")
+        begins = content[:4].hex() or "nothing"
+        raise RunError(f"{path}: damaged: begins with {begins}, not as IDX; {_REMEDY}")
     if content[: len(header)] != header or len(content) != _idx_size(shape):
         raise RunError(
             f"{path}: damaged: should declare and hold {' x '.join(map(str, shape))} bytes after "
@@ -313,31 +328,44 @@ CACHE = "rsnn_fmnist_columns_v1.pt"
 
 
 def _load_cached(root: Path, download: bool) -> Splits:
-    """The decoded set from the cache; made first, by one process, where there is none."""
+    """The decoded set from the cache, which is made where there is none."""
     path = root / "FashionMNIST" / CACHE
-    if not path.is_file():
-        splits = _load_files(root, download)
-        content = {
-            f"{part}_{kind}": getattr(getattr(splits, part), kind)
-            for part in ("train", "test")
-            for kind in ("columns", "labels")
-        }
-        try:
-            with FileLock(path.with_suffix(".lock")):
-                part_file = path.with_suffix(".part")
-                torch.save(content, part_file)
-                part_file.replace(path)
-        except OSError as error:
-            raise RunError(
-                f"--cache-dataset: cannot write {path} ({error.strerror}); leave the flag out, "
-                "or name a --data-path that can be written"
-            ) from None
-        return splits
-    return _read_cache(path)
+    if _is_file(path):
+        return _read_cache(path)
+    splits = _load_files(root, download)
+    content = {
+        f"{part}_{kind}": getattr(getattr(splits, part), kind)
+        for part in ("train", "test")
+        for kind in ("columns", "labels")
+    }
+    try:
+        with FileLock(path.with_suffix(".lock")):
+            _write_whole(path, content)
+    except (OSError, RuntimeError) as error:  # torch wraps some failures to write
+        reason = error.strerror if isinstance(error, OSError) else _first_line(error)
+        raise RunError(
+            f"--cache-dataset: cannot write {path} ({reason}); leave the flag out, "
+            "or name a --data-path that can be written"
+        ) from None
+    return splits
+
+
+def _write_whole(path: Path, content: dict[str, Tensor]) -> None:
+    """Under its name only when it is whole; nothing is left of one that fails."""
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            torch.save(content, file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read_cache(path: Path) -> Splits:
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the check sums
+            if damaged := archive.testzip():
+                raise ValueError(f"the check sum of {damaged} is wrong")
         content = torch.load(path, weights_only=True, map_location="cpu")
         sets = {}
         for part in ("train", "test"):
@@ -347,7 +375,10 @@ def _read_cache(path: Path) -> Splits:
             if not (sound and columns.dtype == torch.uint8 and labels.dtype == torch.int64):
                 raise ValueError("other shapes than the set's")
             sets[part] = Pictures(columns, labels)
-    except Exception as error:  # torch.load fails in many ways on a file that is not its own
-        first = str(error).splitlines()[0]
-        raise RunError(f"{path}: damaged ({first}); delete it and run again") from None
+    except Exception as error:  # zipfile and torch fail in many ways on a file not their own
+        raise RunError(f"{path}: damaged ({_first_line(error)}); delete it and run again") from None
     return Splits(sets["train"], None, sets["test"])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,7 @@
 """Fetch missing FashionMNIST archives, through torchvision, one process at a time.
 
-An archive appears under its name only when it is whole and its md5 right.
+An archive appears under its name only when it is whole and its md5 right. Reading archives is
+data.py's.
 """
 
 import contextlib
@@ -51,29 +52,30 @@ def _fetch_one(raw: Path, archive: str, md5: str) -> None:
             failures.append(error)
 
     worker = threading.Thread(target=download, daemon=True)
-    with _bars_on_a_terminal_only():
-        worker.start()
-        finished = _finishes(worker, part)
-    if not finished:
-        failures.append(TimeoutError(f"no answer for {STALL_SECONDS} s"))
-    if failures:
+    try:
+        with _bars_on_a_terminal_only():
+            worker.start()
+            if not _finishes(worker, part):
+                failures.append(TimeoutError(f"no answer for {STALL_SECONDS} s"))
+        if failures:
+            raise RunError(
+                f"cannot download {archive} ({failures[0]}): is there a network? Without one, put "
+                f"the four archives into {raw}, or train on --dataset synthetic"
+            )
+        part.replace(raw / archive)
+    finally:
         part.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot download {archive} ({failures[0]}): is there a network? Without one, put the "
-            f"four archives into {raw}, or train on --dataset synthetic"
-        )
-    part.replace(raw / archive)
 
 
 def _finishes(worker: threading.Thread, part: Path) -> bool:
-    """Wait for the download; False when its file has not grown for STALL_SECONDS."""
-    size, grown = -1, time.monotonic()
+    """Wait for the download; False when its file has stayed the same for STALL_SECONDS."""
+    size, changed = -1, time.monotonic()
     while worker.is_alive():
         worker.join(0.2)
         now = part.stat().st_size if part.exists() else 0
-        if now > size:
-            size, grown = now, time.monotonic()
-        if worker.is_alive() and time.monotonic() - grown > STALL_SECONDS:
+        if now != size:  # smaller too: what a killed process left is begun anew
+            size, changed = now, time.monotonic()
+        if worker.is_alive() and time.monotonic() - changed > STALL_SECONDS:
             return False
     return True
 

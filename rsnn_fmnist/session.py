@@ -106,11 +106,29 @@ def build_scheduler(optimizer: Optimizer, experiment: Experiment, epoch: int) ->
         scheduler = StepLR(optimizer, experiment.step_size, experiment.step_gamma)
     else:
         scheduler = ConstantLR(optimizer, factor=1.0)
-    with warnings.catch_warnings():  # it misses the optimizer's steps, which are not taken here
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-        for _ in range(epoch):
-            scheduler.step()
+    for _ in range(epoch):
+        advance(scheduler)
     return scheduler
+
+
+def advance(scheduler: LRScheduler) -> None:
+    """Go on to the next epoch's learning rate.
+
+    torch warns where the optimizer has not stepped in this process yet, as after a resume at the
+    end of an epoch; here the schedule counts epochs, whoever took their steps.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        scheduler.step()
+
+
+def take_schedule(session: Session, epoch: int) -> None:
+    """Set scheduler and learning rate to what the experiment's schedule is at `epoch`."""
+    other = build_optimizer(session.model, session.experiment)
+    scheduler = build_scheduler(other, session.experiment, epoch)
+    session.scheduler.load_state_dict(scheduler.state_dict())
+    for group, rate in zip(session.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
 
 
 def amp_dtype(experiment: Experiment, device: torch.device) -> torch.dtype | None:

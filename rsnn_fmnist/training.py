@@ -13,7 +13,7 @@ from .data import Loader, batch_indices, epoch_order
 from .errors import RunError
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import Saver
-from .session import Best, Progress, Row, Session, best_metric
+from .session import Best, Progress, Row, Session, advance, best_metric
 from .step import Sums, evaluation_step, training_step
 from .tracking import Tracker
 
@@ -104,7 +104,7 @@ def epoch_row(session: Session, progress: Progress, interrupt: Interrupt) -> Row
 
 def finish_epoch(session: Session, progress: Progress, row: Row) -> None:
     """Enter the row, keep the best, and go on to the next epoch's beginning."""
-    session.scheduler.step()
+    advance(session.scheduler)
     keep_best(session, progress, row)
     progress.rows.append(row)
     progress.epoch += 1

@@ -1,6 +1,8 @@
 """What several tests share: where the real pictures are, and the seed's golden file."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +38,25 @@ def golden() -> dict[str, np.ndarray]:
 def pictures_root() -> Path:
     """A torchvision root with the real pictures; only for tests marked `pictures`."""
     return Path(os.environ["RSNN_FMNIST_DATA"]).resolve()
+
+
+@pytest.fixture
+def small_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synthetic set that an epoch of a test passes through in a moment."""
+    from rsnn_fmnist import data
+
+    monkeypatch.setattr(data, "SYNTHETIC", {"train": (640, 1), "test": (200, 2)})
+
+
+@pytest.fixture(autouse=True)
+def _unchanged_process() -> Iterator[None]:
+    """The command line sets signal handlers and threads for the process; put them back."""
+    import torch
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    for s, handler in handlers.items():
+        signal.signal(s, handler)

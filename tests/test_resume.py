@@ -1,0 +1,193 @@
+"""A run that is stopped and resumed ends with the same bits as one that never stops."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_checkpoint import same
+from test_tracking import points
+
+from rsnn_fmnist import checkpoint, cli, models
+from rsnn_fmnist.interrupt import Interrupt, InterruptedRunError
+
+pytestmark = pytest.mark.usefixtures("small_synthetic")
+
+TIMINGS = {"train_images_per_second", "test_images_per_second", "seconds", "train_seconds"}
+run_module = importlib.import_module("rsnn_fmnist.run")
+
+
+class StopAfter(Interrupt):
+    """A signal that comes at the n-th look, be it in training or in evaluation."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def check(self) -> None:
+        self.looks -= 1
+        if self.looks == 0:
+            raise InterruptedRunError(signal.SIGINT)
+
+
+def command(folder: Path, flags: str) -> list[str]:
+    basis = ["--model", "plain", "--dataset", "synthetic", "--device", "cpu", "--threads", "1"]
+    basis += ["-b", "64", "--epochs", "3", "--output-dir", str(folder), "--run-name", "run"]
+    return [*basis, *flags.split()]
+
+
+def final(folder: Path) -> Any:
+    """Everything that is the run's result, timings left out."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if k not in TIMINGS}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
+    run = folder / "run"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    tags = points(run / "tb") if (run / "tb").is_dir() else {}
+    scalars = {tag: found for tag, found in tags.items() if tag not in TIMINGS}
+    files = {name: checkpoint.load(run / name) for name in ("latest.pt", "best.pt")}
+    return timeless({"files": files, "rows": rows, "scalars": scalars})
+
+
+FLAGS = [
+    "--tb",
+    "--model feedback --opt adam --lr 0.01 --lrs step --step-size 1",
+    "--model stateful-synapse --amp --lrs none",
+    "--amp --amp-dtype float16 --val-size 100",
+    "--model feedback --backend torch --weight-decay 0.001 --cosa-tmax 2 --tb",
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_stopped_at_any_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, flags: str
+) -> None:
+    """Stops after 1, 7, 3 and 12 looks: in the first batch, in training, in an evaluation."""
+    assert cli.main(command(tmp_path / "whole", flags)) == 0
+    resume = f"{flags} --resume auto"
+    for looks in (1, 7, 3, 12):
+        monkeypatch.setattr(run_module, "Interrupt", lambda looks=looks: StopAfter(looks))
+        assert cli.main(command(tmp_path / "stopped", resume)) == 128 + signal.SIGINT
+        assert "stopped by SIGINT" in capsys.readouterr().out
+    monkeypatch.setattr(run_module, "Interrupt", Interrupt)
+    assert cli.main(command(tmp_path / "stopped", resume)) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("batches", [9, 10, 11, 12, 20, 21, 22])
+def test_stopped_around_the_end_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    """Ten batches an epoch, one look in its evaluation."""
+    assert cli.main(command(tmp_path / "whole", "--tb")) == 0
+    monkeypatch.setattr(run_module, "Interrupt", lambda: StopAfter(batches))
+    assert cli.main(command(tmp_path / "stopped", "--tb")) == 128 + signal.SIGINT
+    monkeypatch.setattr(run_module, "Interrupt", Interrupt)
+    directory = str(tmp_path / "stopped" / "run")
+    assert cli.main(["--resume", directory, "--device", "cpu", "--threads", "1", "--tb"]) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+class Noisy(torch.nn.Module):
+    """A model that draws random numbers while it trains, and counts in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(784, 10)
+        self.layers = torch.nn.Sequential(*layers, torch.nn.BatchNorm1d(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.layers(x)
+        return scores
+
+
+def test_random_state_and_buffers_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "noisy", Noisy)
+    assert cli.main(command(tmp_path / "whole", "--model noisy --lr 0.01")) == 0
+    monkeypatch.setattr(run_module, "Interrupt", lambda: StopAfter(17))
+    assert cli.main(command(tmp_path / "stopped", "--model noisy --lr 0.01")) == 130
+    monkeypatch.setattr(run_module, "Interrupt", Interrupt)
+    torch.manual_seed(5)
+    assert cli.main(command(tmp_path / "stopped", "--model noisy --lr 0.01 --resume auto")) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+def test_resume_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("of a run that died before its first checkpoint")
+    assert cli.main(command(tmp_path, "--resume auto")) == 0
+    assert len(final(tmp_path)["rows"]) == 3
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(command(tmp_path / "whole", "")) == 0
+    monkeypatch.setattr(run_module, "Interrupt", lambda: StopAfter(15))
+    assert cli.main(command(tmp_path / "stopped", "--checkpoint-every 0")) == 130
+    monkeypatch.setattr(run_module, "Interrupt", Interrupt)
+    latest = tmp_path / "stopped" / "run" / "latest.pt"
+    latest.write_bytes(latest.read_bytes()[:1000])
+    capsys.readouterr()
+    assert cli.main(command(tmp_path / "stopped", "--resume auto")) == 0
+    assert "going on from" in capsys.readouterr().err
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+def test_a_longer_run_goes_on_with_the_longer_schedule(tmp_path: Path) -> None:
+    """Epochs to come take the learning rates that a run of the new length has there."""
+    assert cli.main(command(tmp_path, "--tb")) == 0
+    directory = str(tmp_path / "run")
+    longer = ["--resume", directory, "--device", "cpu", "--threads", "1", "--tb"]
+    assert cli.main([*longer, "--epochs", "5"]) == 0
+    rows = final(tmp_path)["rows"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4]
+    assert cli.main(command(tmp_path / "five", "--epochs 5")) == 0
+    rates = [row["lr"] for row in final(tmp_path / "five")["rows"]]
+    assert [row["lr"] for row in rows[3:]] == rates[3:]
+    assert cli.main(longer) == 0  # finished, by the new length
+    assert points(tmp_path / "run" / "tb")["lr"] == [
+        (row["epoch"], pytest.approx(row["lr"])) for row in rows
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_real_signal(tmp_path: Path, signum: int, code: int) -> None:
+    """In a process of its own; after SIGKILL the last timed checkpoint is what is left."""
+    flags = "--epochs 200 --checkpoint-every 0.05 --quiet --tb"
+    small = (
+        "import sys; from rsnn_fmnist import cli, data;"
+        "data.SYNTHETIC = {'train': (640, 1), 'test': (200, 2)};"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    source = str(Path(models.__file__).parents[1])
+    with subprocess.Popen(
+        [sys.executable, "-c", small, *command(tmp_path / "stopped", flags)],
+        env={**os.environ, "PYTHONPATH": source},
+    ) as process:
+        latest = tmp_path / "stopped" / "run" / "latest.pt"
+        deadline = time.monotonic() + 60
+        while not latest.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signum)
+        assert process.wait(30) == code
+    assert 0 < checkpoint.load(latest)["epoch"] < 200
+    assert cli.main(command(tmp_path / "stopped", flags + " --resume auto")) == 0
+    assert cli.main(command(tmp_path / "whole", flags)) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))

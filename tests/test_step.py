@@ -1,0 +1,81 @@
+"""Metrics and one optimisation step."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rsnn_fmnist.step import (
+    Precision,
+    Sums,
+    evaluation_step,
+    hits,
+    ranks,
+    rate_loss,
+    training_step,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_ties_go_to_the_lower_class() -> None:
+    rates = torch.tensor([[0.5, 0.5, 0.2], [0.5, 0.5, 0.2], [0.1, 0.1, 0.1], [0.0, 0.2, 0.9]])
+    assert ranks(rates, torch.tensor([0, 1, 2, 0])).tolist() == [0, 1, 2, 2]
+    assert hits(rates, torch.tensor([0, 1, 2, 0]), 1) == 1
+    assert hits(rates, torch.tensor([0, 1, 2, 0]), 2) == 2
+
+
+def test_ranks_by_brute_force() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.randint(0, 4, (200, 10), generator=generator) / 28
+    labels = torch.randint(0, 10, (200,), generator=generator)
+    expected = [
+        sum(r_j > r[y] or (r_j == r[y] and j < y) for j, r_j in enumerate(r))
+        for r, y in zip(rates.tolist(), labels.tolist(), strict=True)
+    ]
+    assert ranks(rates, labels).tolist() == expected
+
+
+def test_what_is_not_a_number_never_counts_as_a_hit() -> None:
+    rates = torch.full((3, 10), math.nan)
+    rates[1, :9] = 0.0  # the label's own rate is a number, another's is not
+    assert hits(rates, torch.tensor([0, 0, 9]), 1) == 0
+
+
+def test_loss_is_the_mean_squared_distance_to_one_hot() -> None:
+    rates = torch.tensor([[1.0, 0.5], [0.25, 0.0]], dtype=torch.bfloat16)
+    loss = rate_loss(rates, torch.tensor([0, 1]))
+    assert loss.dtype == torch.float32
+    assert loss.item() == (0 + 0.25 + 0.0625 + 1) / 4
+
+
+def test_sums_weight_batches_by_their_size() -> None:
+    sums = Sums(CPU)
+    rates = torch.eye(10)[:3]
+    sums.add(torch.tensor(0.5), rates, torch.tensor([0, 1, 2]))
+    sums.add(torch.tensor(1.0), rates[:1], torch.tensor([9]))
+    loss, acc1, acc5 = sums.means()
+    assert loss == (0.5 * 3 + 1.0) / 4
+    assert (acc1, acc5) == (75, 75)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_a_step_learns_and_an_evaluation_does_not(dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    precision = Precision(CPU, dtype)
+    x, labels = torch.rand(16, 28, 28), torch.arange(16) % 10
+    before = model[1].weight.clone()
+    sums = Sums(CPU)
+    evaluation_step(model, precision, sums)(x, labels)
+    assert torch.equal(model[1].weight, before)
+    step = training_step(model, optimizer, precision.scaler(), precision, sums)
+    for _ in range(20):
+        step(x, labels)
+    again = Sums(CPU)
+    evaluation_step(model, precision, again)(x, labels)
+    assert again.means()[0] < sums.means()[0]
+    assert sums.totals[3] == 16 * 21
+    assert precision.scaler().is_enabled() == (dtype is torch.float16)
