@@ -107,10 +107,12 @@ class Experiment:
         128, "pictures in one training step", rule=POSITIVE_INT, flags=("-b",), short="b"
     )
     opt: str = setting("sgd", "optimizer", choices=("sgd", "adam"))
-    lr: float = setting(0.1, "learning rate of the first epoch", rule=POSITIVE, short="lr")
-    momentum: float = setting(0.9, "momentum of sgd", rule=BELOW_ONE, short="m")
+    lr: float = setting(
+        0.1, "learning rate of the first epoch", rule=POSITIVE, short="lr", metavar="RATE"
+    )
+    momentum: float = setting(0.9, "momentum of sgd", rule=BELOW_ONE, short="m", metavar="M")
     weight_decay: float = setting(
-        0.0, "weight decay", rule=NON_NEGATIVE, flags=("--wd",), short="wd"
+        0.0, "weight decay", rule=NON_NEGATIVE, flags=("--wd",), short="wd", metavar="W"
     )
     lrs: str = setting(
         "cosa",
@@ -120,7 +122,9 @@ class Experiment:
     step_size: int = setting(
         30, "epochs between two drops of --lrs step", rule=POSITIVE_INT, short="step"
     )
-    step_gamma: float = setting(0.1, "factor of a drop of --lrs step", rule=FRACTION, short="gamma")
+    step_gamma: float = setting(
+        0.1, "factor of a drop of --lrs step", rule=FRACTION, short="gamma", metavar="FACTOR"
+    )
     cosa_tmax: int | None = setting(
         None,
         "epochs until the rate of --lrs cosa reaches 0 (default: --epochs)",
@@ -164,7 +168,9 @@ class Machine:
     download: bool = setting(True, "fetch missing pictures from the network")
     cache_dataset: bool = setting(False, "keep the decoded pictures beside the raw files")
     output_dir: str = setting("runs", "folder in which run directories are made", metavar="DIR")
-    run_name: str = setting("", "run directory's name (default: made of the settings)")
+    run_name: str = setting(
+        "", "run directory's name (default: made of the settings)", metavar="NAME"
+    )
     resume: str = setting(
         "", "go on with a run: auto, a run directory or a checkpoint", metavar="auto|PATH"
     )

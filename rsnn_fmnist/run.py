@@ -17,7 +17,7 @@ from .errors import RunError, UsageError
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
 from .session import Progress, Row, Session, best_metric, open_session
-from .spiking import set_backend
+from .spiking import BackendUnavailableError, set_backend
 from .spiking.backend import resolve
 from .step import Sums
 from .tracking import Console, TensorBoard, Tracker, clock
@@ -42,7 +42,7 @@ def run(flags: Settings, file: Settings) -> int:
         print(summary(experiment, content["rows"], directory, machine))
         return 0
     device = environment.choose_device(machine.device)
-    backend = resolve(machine.backend, device)
+    backend = choose_backend(machine.backend, device)
     environment.set_up(machine)
     splits = load_pictures(experiment, machine)
     session = build_session(experiment, machine, device, splits)
@@ -164,6 +164,14 @@ def import_models(path: Path) -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except Exception as error:  # whatever the user's file raises
         raise RunError(f"--models-file {path}: {type(error).__name__}: {error}") from error
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """The backend that --backend means on the device; RunError where it cannot be had."""
+    try:
+        return resolve(name, device)
+    except BackendUnavailableError as error:
+        raise RunError(f"--backend {name}: {error}") from None
 
 
 def load_pictures(experiment: Experiment, machine: Machine) -> Splits:
