@@ -136,7 +136,9 @@ class Loader:
     ) -> None:
         self.device = device
         self.workers = workers
-        self.scale, self.shift = (1 / DEVIATION, -MEAN / DEVIATION) if normalize else (1.0, 0.0)
+        mean, deviation = (MEAN, DEVIATION) if normalize else (0.0, 1.0)
+        self.scale = 1 / (255 * deviation)
+        self.shift = torch.tensor(-mean / deviation, device=device)
         self.count = len(pictures)
         if workers:
             self._sampler: list[Tensor] = []
@@ -160,14 +162,14 @@ class Loader:
         else:
             for batch in indices:
                 batch = batch.to(self.device)
-                yield self.pictures.columns[batch], self.pictures.labels[batch]
+                columns, labels = self.pictures.columns, self.pictures.labels
+                yield columns.index_select(0, batch), labels.index_select(0, batch)
 
     def as_pictures(self, columns: Tensor) -> Tensor:
         """uint8 [N, T, H] -> the view [N, H, W = T] of normalised columns laid out [T, N, H]."""
-        x_seq = columns.transpose(0, 1).to(
-            torch.get_default_dtype(), memory_format=torch.contiguous_format
-        )  # [T, N, H]
-        x_seq.mul_(self.scale / 255).add_(self.shift)
+        count, steps, pixels = columns.shape
+        x_seq = torch.empty(steps, count, pixels, dtype=self.shift.dtype, device=self.device)
+        torch.add(self.shift, columns.transpose(0, 1), alpha=self.scale, out=x_seq)  # [T, N, H]
         return x_seq.permute(1, 2, 0)  # [N, H, W = T]
 
 

@@ -3,7 +3,7 @@
 Sums stay on the device, so that no batch waits for a number; they are read once an epoch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -40,9 +40,11 @@ class Sums:
 
     def add(self, loss: Tensor, rates: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss, rates [N, classes] and labels [N]."""
-        top1, top5 = hits(rates, labels, 1), hits(rates, labels, 5)
-        count = torch.full_like(top1, len(labels))
-        self.totals += torch.stack((loss.detach() * len(labels), top1, top5, count))
+        top1, top5 = hits(rates, labels, (1, 5))
+        self.totals[0] += loss.detach() * len(labels)
+        self.totals[1] += top1
+        self.totals[2] += top5
+        self.totals[3] += len(labels)
 
     def wait(self) -> None:
         """Return when the device has done the work so far."""
@@ -54,9 +56,10 @@ class Sums:
         return loss / count, 100 * top1 / count, 100 * top5 / count
 
 
-def hits(rates: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many of rates [N, classes] have their label [N] among the k highest; ties as `ranks`."""
-    return (ranks(rates, labels) < k).sum()
+def hits(rates: Tensor, labels: Tensor, ks: Sequence[int]) -> list[Tensor]:
+    """For each k, how many of rates [N, classes] have their label [N] among the k highest."""
+    rank = ranks(rates, labels)
+    return [(rank < k).sum() for k in ks]
 
 
 def ranks(rates: Tensor, labels: Tensor) -> Tensor:
@@ -74,7 +77,9 @@ def ranks(rates: Tensor, labels: Tensor) -> Tensor:
 def rate_loss(rates: Tensor, labels: Tensor) -> Tensor:
     """Mean squared error between rates [N, classes] and one-hot labels [N]; float32 at least."""
     rates = rates.to(torch.promote_types(rates.dtype, torch.float32))
-    return functional.mse_loss(rates, functional.one_hot(labels, rates.shape[1]).to(rates.dtype))
+    classes = torch.arange(rates.shape[1], device=rates.device)
+    one_hot = (labels[:, None] == classes).to(rates.dtype)
+    return functional.mse_loss(rates, one_hot)
 
 
 Step = Callable[[Tensor, Tensor], None]  # pictures [N, H, W], labels [N]
