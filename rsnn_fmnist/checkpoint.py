@@ -4,17 +4,15 @@ A checkpoint is one zip file of torch.save: a dict of plain types and tensors. `
 whole run; `best.pt` only the weights of its best epoch.
 """
 
-import contextlib
 import dataclasses
-import os
 import pickle
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import atomic
 from .config import Experiment
 from .errors import RunError
 from .session import Best, Progress, Session, take_schedule
@@ -91,6 +89,7 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
         RunError: the state does not fit the session.
     """
     try:
+        _check_state(session, content)
         session.model.load_state_dict(content["model"])
         session.optimizer.load_state_dict(content["optimizer"])
         session.scaler.load_state_dict(content["scaler"])
@@ -104,7 +103,7 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
         sums = Sums(session.device)
         sums.totals.copy_(content["sums"])
         best = Best(**content["best"]) if content["best"] else None
-    except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise RunError(f"{path}: does not fit this run ({_first_line(error)})") from None
     return Progress(
         content["epoch"],
@@ -116,54 +115,41 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
     )
 
 
-def save(path: Path, content: Content, *, keep_previous: bool = False) -> None:
-    """Write a checkpoint so that at every instant a whole one stands at `path`.
+def _check_state(session: Session, content: Content) -> None:
+    """Raises ValueError where a tensor has not the shape and dtype of the one it is copied to.
 
-    Args:
-        keep_previous: the one before stays beside it as NAME.prev.pt.
+    torch checks the model's shapes only; an optimizer's fused loop would trust the rest.
+    """
+    model = session.model.state_dict()
+    best = content["best"]["model"] if content["best"] else content["model"]
+    for weights in (content["model"], best):
+        if weights.keys() != model.keys():
+            raise ValueError("the weights have other names")
+        for name, tensor in weights.items():
+            if (tensor.shape, tensor.dtype) != (model[name].shape, model[name].dtype):
+                raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}")
+    parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
+    for index, state in content["optimizer"]["state"].items():
+        for name, value in state.items():
+            if value is not None and value.shape not in (parameters[index].shape, torch.Size()):
+                raise ValueError(f"the optimizer's {name} is {list(value.shape)}")
+    batches = len(session.train) // session.experiment.batch_size
+    if content["epoch"] < 0 or not 0 <= content["batch"] <= batches:
+        raise ValueError(f"it stands at epoch {content['epoch']}, batch {content['batch']}")
+    if content["sums"].shape != (4,):
+        raise ValueError(f"the sums are {list(content['sums'].shape)}")
+
+
+def save(path: Path, content: Content, *, keep_previous: bool = False) -> None:
+    """Write a checkpoint; see `atomic.write`.
 
     Raises:
         OSError: it could not be written; what stood at `path` still does.
     """
-    fresh = path.with_name(path.name + ".tmp")
     try:
-        with fresh.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            _keep_previous(path)
-        fresh.replace(path)
-    except (OSError, RuntimeError) as error:  # torch wraps some failures to write
-        fresh.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else OSError(_first_line(error)) from error
-    _sync_directory(path.parent)
-
-
-def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept: latest.pt -> latest.prev.pt."""
-    return path.with_name(f"{path.stem}.prev{path.suffix}")
-
-
-def _keep_previous(path: Path) -> None:
-    """A second name for the same file, so that neither name is ever without one."""
-    link = previous(path).with_name(previous(path).name + ".tmp")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, link)
-    link.replace(previous(path))
-
-
-def _sync_directory(folder: Path) -> None:
-    """Make renames in it durable, where the system can (not on Windows)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        atomic.write(path, lambda file: torch.save(content, file), keep_previous=keep_previous)
+    except RuntimeError as error:  # torch wraps some failures to write
+        raise OSError(_first_line(error)) from error
 
 
 def load(path: Path) -> Content:
@@ -173,12 +159,7 @@ def load(path: Path) -> Content:
         RunError: not a checkpoint, damaged, of another version, or one that would run code.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            raise RunError(f"{path}: not a checkpoint of rsnn_fmnist (or cut short)")
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise RunError(f"{path}: damaged: the check sum of {damaged} is wrong")
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise RunError(f"{path}: refused, it would run code ({_first_line(error)})") from None
@@ -188,6 +169,20 @@ def load(path: Path) -> Content:
         raise RunError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
     _check_content(content, path)
     return dict(content)
+
+
+def _check_archive(path: Path) -> None:
+    """The zip file as torch writes it: stored, no larger unpacked than packed, sums right."""
+    if not zipfile.is_zipfile(path):
+        raise RunError(f"{path}: not a checkpoint of rsnn_fmnist (or cut short)")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise RunError(f"{path}: not a checkpoint of rsnn_fmnist (its entries are packed)")
+        damaged = archive.testzip()
+    if damaged:
+        raise RunError(f"{path}: damaged: the check sum of {damaged} is wrong")
 
 
 def _check_content(content: object, path: Path) -> None:

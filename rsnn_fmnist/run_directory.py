@@ -8,11 +8,13 @@ A directory that holds a run is never written to by another one.
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from . import checkpoint, config
+from . import atomic, checkpoint, config
 from .config import Experiment, Machine
 from .errors import RunError, UsageError
 from .session import Progress, Row, Session
@@ -45,7 +47,7 @@ def refuse_existing(run: Path) -> None:
 def checkpoint_in(run: Path) -> tuple[Path | None, Path | None]:
     """The latest checkpoint of a run and the one before it; None where there is none."""
     latest = run / LATEST
-    before = checkpoint.previous(latest)
+    before = atomic.previous(latest)
     return (latest if latest.is_file() else None), (before if before.is_file() else None)
 
 
@@ -80,11 +82,13 @@ class RunDirectory:
         self, experiment: Experiment, environment: dict[str, object], rows: list[Row]
     ) -> None:
         """Write what says which run this is, and the rows of metrics that are true so far."""
-        (self.path / CONFIG).write_text(config.to_toml(experiment), encoding="utf-8")
-        text = json.dumps(environment, indent=2) + "\n"
-        (self.path / ENVIRONMENT).write_text(text, encoding="utf-8")
-        with (self.path / METRICS).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        texts = {
+            CONFIG: config.to_toml(experiment),
+            ENVIRONMENT: json.dumps(environment, indent=2) + "\n",
+            METRICS: "".join(json.dumps(row) + "\n" for row in rows),
+        }
+        for name, text in texts.items():
+            atomic.write(self.path / name, partial(_put, text.encode()))
 
     def add_row(self, row: Row) -> None:
         """Append an epoch to metrics.jsonl."""
@@ -129,3 +133,7 @@ class Saver:
         if best is not None and best["row"]["epoch"] != self._best_epoch:
             checkpoint.save(self.path / BEST, best)
             self._best_epoch = best["row"]["epoch"]
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)

@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, read suspiciously."""
 
+import copy
 import io
 import pickle
 import zipfile
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rsnn_fmnist import checkpoint
+from rsnn_fmnist import atomic, checkpoint
 from rsnn_fmnist.config import Experiment
 from rsnn_fmnist.data import Loader, Pictures
 from rsnn_fmnist.errors import RunError
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def session(**settings: Any) -> Session:
-    experiment = Experiment(model="feedback", opt="adam", **settings)
+    experiment = Experiment(model="feedback", opt="adam", batch_size=1, **settings)
     pictures = Pictures(torch.zeros(8, 28, 28, dtype=torch.uint8), torch.arange(8))
     torch.manual_seed(settings.get("seed", 0))
     loader = Loader(pictures, CPU)
@@ -77,7 +78,7 @@ def test_the_previous_checkpoint_stays(tmp_path: Path) -> None:
         content = checkpoint.capture(one, Progress(epoch, Sums(CPU)))
         checkpoint.save(path, content, keep_previous=True)
     assert checkpoint.load(path)["epoch"] == 2
-    assert checkpoint.load(checkpoint.previous(path))["epoch"] == 1
+    assert checkpoint.load(atomic.previous(path))["epoch"] == 1
     assert {p.name for p in tmp_path.iterdir()} == {"latest.pt", "latest.prev.pt"}
 
 
@@ -92,7 +93,7 @@ def test_a_save_that_fails_leaves_the_last_one(
         raise OSError(28, "No space left on device")
 
     for name in ("fsync", "link"):
-        monkeypatch.setattr(checkpoint.os, name, full)
+        monkeypatch.setattr(atomic.os, name, full)
         if name == "fsync":
             with pytest.raises(OSError, match="No space"):
                 checkpoint.save(path, checkpoint.capture(one, Progress(2, Sums(CPU))))
@@ -171,6 +172,70 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def packed() -> bytes:
+    """The same entries, compressed: what a zip bomb does."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(whole())) as archive,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as other,
+    ):
+        for entry in archive.infolist():
+            other.writestr(entry.filename, archive.read(entry))
+    return file.getvalue()
+
+
+def test_packed_entries_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "latest.pt").write_bytes(packed())
+    with pytest.raises(RunError, match="its entries are packed"):
+        checkpoint.load(tmp_path / "latest.pt")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("model", "fc1.weight"), torch.zeros(32, 29), r"fc1.weight is \[32, 29\]"),
+        (("model", "fc1.weight"), torch.zeros(32, 28).half(), "fc1.weight is .*float16"),
+        (("model", "more"), torch.zeros(1), "other names"),
+        (("best", "model", "fc1.bias"), torch.zeros(1), "fc1.bias is"),
+        (("optimizer", "state", 0, "exp_avg"), torch.zeros(3), "exp_avg is"),
+        (("optimizer", "state", 99), {"exp_avg": torch.zeros(3)}, "does not fit"),
+        (("optimizer", "param_groups"), [], "does not fit"),
+        (("batch",), 9, "epoch 1, batch 9"),
+        (("epoch",), -1, "epoch -1"),
+        (("sums",), torch.zeros(5), "sums are"),
+        (("random_state",), {}, "does not fit"),
+        (("random_state", "cpu"), torch.zeros(3), "does not fit"),
+        (("scaler",), {"scale": 1}, ""),
+    ],
+)
+def test_states_of_the_wrong_make_are_refused(
+    tmp_path: Path, keys: tuple[Any, ...], value: Any, words: str
+) -> None:
+    one = session()
+    part = content = copy.deepcopy(checkpoint.capture(one, progress(one)))
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    if words:
+        with pytest.raises(RunError, match=words):
+            checkpoint.restore(session(), content, tmp_path)
+    else:  # a scaler that is off has no state to take
+        checkpoint.restore(session(), content, tmp_path)
+
+
+def test_links_are_replaced_and_never_written_through(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    for name in ("latest.pt", "latest.pt.tmp", "latest.prev.pt", "latest.prev.pt.tmp"):
+        (tmp_path / name).symlink_to(outside)
+    one = session()
+    for epoch in (0, 1):
+        content = checkpoint.capture(one, Progress(epoch, Sums(CPU)))
+        checkpoint.save(tmp_path / "latest.pt", content, keep_previous=True)
+    assert outside.read_text() == "precious"
+    assert checkpoint.load(tmp_path / "latest.pt")["epoch"] == 1
 
 
 def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
