@@ -19,7 +19,7 @@ from rsnn_fmnist.spiking import (
 from rsnn_fmnist.spiking import surrogate as surrogates
 from rsnn_fmnist.spiking.neuron import Neuron
 
-BACKENDS = ["torch"]
+BACKENDS = ["torch", "numba"]
 TOLERANCE = {"rtol": 0, "atol": 1e-10}
 
 Golden = dict[str, np.ndarray]

@@ -4,6 +4,7 @@ Sequences are time first, [T, N, ...]; see `sequence.SequenceModule` for how eve
 """
 
 from .backend import BackendUnavailableError, set_backend
+from .monitor import record
 from .neuron import IF, LIF
 from .recurrent import ElementWiseRecurrentContainer, LinearRecurrentContainer
 from .sequence import SequenceModule, TimeDistributed, step
@@ -26,6 +27,7 @@ __all__ = [
     "Surrogate",
     "SynapseFilter",
     "TimeDistributed",
+    "record",
     "set_backend",
     "step",
 ]

@@ -1,11 +1,15 @@
 """The one place that chooses what runs a sequence: the torch reference or a kernel.
 
 A kernel carries the name and the signature of its reference, so choosing is looking the name up in
-the backend's module. Kernels are imported when first asked for.
+the backend's module, which is imported when first asked for. Beside its kernels that module has
+`refusal(x_seq, **settings)`, which says why they cannot run a call. `auto` then takes the
+reference; a backend asked for by name is an error.
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,8 +17,15 @@ from torch import Tensor, nn
 
 from .sequence import SequenceModule
 
-KERNELS: dict[str, str] = {}  # backend -> module of kernels, each named as its reference
-_PREFERRED: dict[str, str] = {}  # device type -> backend that `auto` takes there, if not torch
+KERNELS = {  # backend -> module of kernels, each named as its reference
+    "numba": ".kernels.cpu",
+    "cupy": ".kernels.cuda",
+}
+_PREFERRED = {"cpu": "numba", "cuda": "cupy"}  # device type -> what `auto` takes, if it works there
+_TAKES = {  # backend -> what it needs
+    "numba": "a CPU",
+    "cupy": "a CUDA device and CuPy (pip install 'rsnn-fmnist[cuda13]', or [cuda12] as torch)",
+}
 BACKENDS = ("auto", "torch", *KERNELS)
 
 
@@ -23,20 +34,65 @@ class BackendUnavailableError(RuntimeError):
 
 
 def resolve(backend: str, device: torch.device) -> str:
-    """The backend that `backend` (one of BACKENDS) means for tensors on `device`."""
+    """The backend that `backend` (one of BACKENDS) means for tensors on `device`.
+
+    Raises:
+        ValueError: no such backend.
+        BackendUnavailableError: it takes no tensors of such a device, or lacks something.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    return _PREFERRED.get(device.type, "torch") if backend == "auto" else backend
+    preferred = _PREFERRED.get(device.type, "torch")
+    if backend == "torch" or (backend == "auto" and preferred == "torch"):
+        return "torch"
+    if backend not in ("auto", preferred):
+        raise BackendUnavailableError(
+            f"backend {backend!r} does not run on {device.type}: it takes {_TAKES[backend]}; "
+            "choose auto or torch"
+        )
+    missing = _missing(preferred, device)
+    if missing is not None and backend != "auto":
+        raise BackendUnavailableError(
+            f"backend {backend!r} cannot run: {missing}; or choose auto or torch"
+        )
+    return preferred if missing is None else "torch"
+
+
+@cache
+def _missing(backend: str, device: torch.device) -> str | None:
+    """What a backend lacks to run on a device of its type, and the remedy; None: nothing."""
+    if backend == "cupy":
+        return import_module(KERNELS[backend], __package__).missing(device)
+    return None if find_spec(backend) else f"it needs the package {backend}: pip install {backend}"
 
 
 def implementation(
-    reference: Callable[..., Any], x_seq: Tensor, backend: str
+    reference: Callable[..., Any], x_seq: Tensor, backend: str, **settings: Any
 ) -> Callable[..., Any]:
-    """What runs `reference`'s mathematics on x_seq: itself, or a kernel of the same name."""
+    """What runs `reference`'s mathematics on x_seq: itself, or a kernel of the same name.
+
+    Args:
+        settings: the keyword arguments that it is going to be called with.
+    Raises:
+        ValueError, BackendUnavailableError: as `resolve`; the latter also where the backend was
+            asked for by name and its kernels cannot run this call.
+    """
+    if backend == "auto" and torch.compiler.is_compiling():
+        return reference  # the compiler sees through it, and not into a kernel
     name = resolve(backend, x_seq.device)
     if name == "torch":
         return reference
-    return getattr(import_module(KERNELS[name], __package__), reference.__name__)
+    kernels = import_module(KERNELS[name], __package__)
+    own = reference.__module__.rpartition(".")[0] == __package__  # a user's may have any name
+    kernel: Callable[..., Any] | None = getattr(kernels, reference.__name__, None) if own else None
+    why_not = "it has no such kernel" if kernel is None else kernels.refusal(x_seq, **settings)
+    if kernel is not None and why_not is None:
+        return kernel
+    if backend == "auto":
+        return reference
+    raise BackendUnavailableError(
+        f"backend {backend!r} cannot run {reference.__name__}: {why_not}; choose auto or torch"
+    )
 
 
 def set_backend(model: nn.Module, backend: str) -> None:

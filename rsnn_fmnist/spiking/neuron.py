@@ -17,6 +17,7 @@ from .sequence import SequenceModule, at_rest, first_step, unroll
 from .surrogate import ATan, Surrogate
 
 StepFunction = Callable[..., tuple[Tensor, Tensor]]  # (x, v, *, settings) -> (s, v)
+Observer = Callable[[Tensor, Tensor], None]  # is told s and h, [n, N, ...], of n steps in turn
 
 
 def if_step(
@@ -27,6 +28,7 @@ def if_step(
     v_reset: float | None,
     surrogate: Surrogate,
     detach_reset: bool,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advance integrate-and-fire neurons by one step.
 
@@ -37,6 +39,7 @@ def if_step(
     Args:
         x, v: input and potential, [N, ...], in threshold units; v in float32 at least.
         detach_reset: no gradient through the s of the reset.
+        observe: is told s and h, [1, N, ...]; see `monitor`.
     Returns:
         s, v_next: s as x, only 0 and 1; v_next as v.
     Source: Fang et al. 2021, arXiv:2007.05785 (charge, fire, reset), without the leak.
@@ -48,6 +51,7 @@ def if_step(
         v_reset=v_reset,
         surrogate=surrogate,
         detach_reset=detach_reset,
+        observe=observe,
     )
 
 
@@ -60,6 +64,7 @@ def lif_step(
     v_reset: float | None,
     surrogate: Surrogate,
     detach_reset: bool,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advance leaky integrate-and-fire neurons by one step; fire and reset as in `if_step`.
 
@@ -77,6 +82,7 @@ def lif_step(
         v_reset=v_reset,
         surrogate=surrogate,
         detach_reset=detach_reset,
+        observe=observe,
     )
 
 
@@ -88,6 +94,7 @@ def _fire_and_reset(
     v_reset: float | None,
     surrogate: Surrogate,
     detach_reset: bool,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The half that IF and LIF share; see `if_step`."""
     s = surrogate(h - v_threshold)
@@ -96,7 +103,10 @@ def _fire_and_reset(
         v_next = h - v_threshold * s_reset
     else:
         v_next = h * (1 - s_reset) + v_reset * s_reset
-    return s.to(x.dtype), v_next
+    s = s.to(x.dtype)
+    if observe is not None:
+        observe(s.detach()[None], h.detach()[None])
+    return s, v_next
 
 
 def if_sequence(
@@ -107,6 +117,7 @@ def if_sequence(
     v_reset: float | None,
     surrogate: Surrogate,
     detach_reset: bool,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `if_step` along x_seq [T, N, ...] from v [N, ...] -> (s_seq [T, N, ...], v)."""
     advance = partial(
@@ -115,6 +126,7 @@ def if_sequence(
         v_reset=v_reset,
         surrogate=surrogate,
         detach_reset=detach_reset,
+        observe=observe,
     )
     return unroll(advance, x_seq, v)
 
@@ -128,6 +140,7 @@ def lif_sequence(
     v_reset: float | None,
     surrogate: Surrogate,
     detach_reset: bool,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `lif_step` along x_seq [T, N, ...] from v [N, ...] -> (s_seq [T, N, ...], v)."""
     advance = partial(
@@ -137,6 +150,7 @@ def lif_sequence(
         v_reset=v_reset,
         surrogate=surrogate,
         detach_reset=detach_reset,
+        observe=observe,
     )
     return unroll(advance, x_seq, v)
 
@@ -157,6 +171,7 @@ class Neuron(SequenceModule):
 
     step_function: ClassVar[StepFunction]
     sequence_function: ClassVar[StepFunction]
+    observer: Observer | None = None  # set by `monitor` for as long as somebody looks
 
     def __init__(
         self,
@@ -190,12 +205,16 @@ class Neuron(SequenceModule):
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         v = at_rest(x, self.v_rest) if state is None else state
-        return self.step_function(x, v, **self.settings())
+        return self.step_function(x, v, **self.settings(), **self._observing())
 
     def sequence(self, x_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         v = at_rest(first_step(x_seq), self.v_rest) if state is None else state
-        run = backend.implementation(self.sequence_function, x_seq, self.backend)
-        return run(x_seq, v, **self.settings())
+        settings = self.settings()
+        run = backend.implementation(self.sequence_function, x_seq, self.backend, **settings)
+        return run(x_seq, v, **settings, **self._observing())
+
+    def _observing(self) -> dict[str, Observer]:
+        return {} if self.observer is None else {"observe": self.observer}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.settings().items())

@@ -6,12 +6,13 @@ step are left out.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import backend
-from .neuron import Neuron
+from .neuron import IF, LIF
 from .sequence import SequenceModule, State, first_step, step, unroll
 
 
@@ -101,13 +102,12 @@ class LinearRecurrentContainer(SequenceModule):
         )
 
     def sequence(self, x_seq: Tensor, state: State = None) -> tuple[Tensor, State]:
-        fused = isinstance(self.sub_module, Neuron)  # kernels know neurons; the rest goes by steps
-        reference = linear_recurrent_sequence
-        run = backend.implementation(reference, x_seq, self.backend) if fused else reference
-        return run(
-            x_seq,
-            self.rest(first_step(x_seq)) if state is None else state,
-            weight=self.rc.weight,
-            bias=self.rc.bias,
-            sub_module=self.sub_module,
-        )
+        run = linear_recurrent_sequence
+        settings: dict[str, Any] = {
+            "weight": self.rc.weight,
+            "bias": self.rc.bias,
+            "sub_module": self.sub_module,
+        }
+        if type(self.sub_module) in (IF, LIF):  # kernels know these two; the rest goes by steps
+            run = backend.implementation(run, x_seq, self.backend, **settings)
+        return run(x_seq, self.rest(first_step(x_seq)) if state is None else state, **settings)

@@ -5,6 +5,7 @@ every kernel is held to. One time constant for the whole layer; one per channel 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -48,6 +49,8 @@ class SynapseFilter(SequenceModule):
         ValueError: tau is not above 1, or not finite.
     """
 
+    observer: Callable[[Tensor], None] | None = None  # is told y, [n, N, ...], of n steps in turn
+
     def __init__(self, tau: float = 100.0, learnable: bool = False) -> None:
         super().__init__()
         if not (math.isfinite(tau) and tau > 1):
@@ -69,12 +72,19 @@ class SynapseFilter(SequenceModule):
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y = at_rest(x) if state is None else state
-        return filter_step(x, y, k=self.decay())
+        y, state = filter_step(x, y, k=self.decay())
+        if self.observer is not None:
+            self.observer(y.detach()[None])
+        return y, state
 
     def sequence(self, x_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y = at_rest(first_step(x_seq)) if state is None else state
-        run = backend.implementation(filter_sequence, x_seq, self.backend)
-        return run(x_seq, y, k=self.decay())
+        k = self.decay()
+        run = backend.implementation(filter_sequence, x_seq, self.backend, k=k)
+        y_seq, y = run(x_seq, y, k=k)
+        if self.observer is not None:
+            self.observer(y_seq.detach())
+        return y_seq, y
 
     def extra_repr(self) -> str:
         return f"tau={self.tau:g}, learnable={self.learnable}"
