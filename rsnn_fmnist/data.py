@@ -6,6 +6,7 @@ the model as the view [N, H, W = T] of pictures. Augmentation is left out: the e
 Fetching missing archives is download.py's.
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
@@ -15,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +159,9 @@ class Loader:
     def _gather(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.workers:
             self._sampler[:] = [batch.cpu() for batch in indices]  # the workers have no other
-            for columns, labels in self._stream:
+            with _signals_held_back():
+                stream = iter(self._stream)  # the first call starts the processes
+            for columns, labels in stream:
                 yield columns.to(self.device), labels.to(self.device)
         else:
             for batch in indices:
@@ -207,13 +211,24 @@ def _stream(
         persistent_workers=True,
         multiprocessing_context="spawn",
         generator=torch.Generator(),
-        worker_init_fn=_ignore_interrupt,
     )
 
 
-def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes started inside never get SIGINT or SIGTERM; this one gets them afterwards.
+
+    Ctrl-C and schedulers reach the whole process group, and the main process decides when to stop.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pictures(images: NDArray[np.uint8], labels: NDArray[np.integer]) -> Pictures:

@@ -8,9 +8,7 @@ A directory that holds a run is never written to by another one.
 import json
 import sys
 import time
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -61,6 +59,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path / LOCK, timeout=0)
+        self._rows: list[Row] = []
+        self._behind = False  # metrics.jsonl lacks a row, or ends in a part of one
 
     def __enter__(self) -> "RunDirectory":
         try:
@@ -82,18 +82,37 @@ class RunDirectory:
         self, experiment: Experiment, environment: dict[str, object], rows: list[Row]
     ) -> None:
         """Write what says which run this is, and the rows of metrics that are true so far."""
-        texts = {
-            CONFIG: config.to_toml(experiment),
-            ENVIRONMENT: json.dumps(environment, indent=2) + "\n",
-            METRICS: "".join(json.dumps(row) + "\n" for row in rows),
-        }
-        for name, text in texts.items():
-            atomic.write(self.path / name, partial(_put, text.encode()))
+        self._rows = list(rows)
+        self._put(CONFIG, config.to_toml(experiment))
+        self._put(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        self._put(METRICS, "".join(map(_line, self._rows)))
 
     def add_row(self, row: Row) -> None:
-        """Append an epoch to metrics.jsonl."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append an epoch to metrics.jsonl; where that fails, the next one writes it whole."""
+        self._rows.append(row)
+        try:
+            if self._behind:
+                self._put(METRICS, "".join(map(_line, self._rows)))
+            else:
+                with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                    file.write(_line(row))
+            self._behind = False
+        except OSError as error:
+            self._behind = True
+            warn(f"{self.path / METRICS} not written ({error.strerror or error})")
+
+    def _put(self, name: str, text: str) -> None:
+        content = text.encode()
+        atomic.write(self.path / name, lambda file: file.write(content))
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
+
+
+def warn(message: str) -> None:
+    """Tell on standard error what went wrong with a record; the run itself goes on."""
+    print(f"rsnn_fmnist: warning: {message}; training goes on and will try again", file=sys.stderr)
 
 
 class Saver:
@@ -121,11 +140,7 @@ class Saver:
             self.failed = False
         except OSError as error:
             self.failed = True
-            print(
-                f"rsnn_fmnist: warning: checkpoint not saved in {self.path} "
-                f"({error.strerror or error}); training goes on and will try again",
-                file=sys.stderr,
-            )
+            warn(f"checkpoint not saved in {self.path} ({error.strerror or error})")
         self._saved = time.monotonic()
 
     def _save_best(self, progress: Progress) -> None:
@@ -133,7 +148,3 @@ class Saver:
         if best is not None and best["row"]["epoch"] != self._best_epoch:
             checkpoint.save(self.path / BEST, best)
             self._best_epoch = best["row"]["epoch"]
-
-
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)

@@ -48,6 +48,8 @@ from rsnn_fmnist.errors import UsageError
         ("plain", "unknown argument plain"),
         ("--model", "expected one argument"),
         ("--tb=3", "--tb"),
+        ("--tb-pictures 0", "--tb-pictures 0: must be at least 1"),
+        ("--tb-pictures often", "--tb-pictures often: not a whole number"),
     ],
 )
 def test_flags_out_of_range_are_named(arguments: str, words: str) -> None:
@@ -55,6 +57,29 @@ def test_flags_out_of_range_are_named(arguments: str, words: str) -> None:
         cli.parse(arguments.split())
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "every", "events"),
+    [
+        ("", None, False),
+        ("--tb", None, True),
+        ("--tb-pictures", 10, True),
+        ("--tb-pictures --amp", 10, True),
+        ("--tb-pictures 3 --tb", 3, True),
+    ],
+)
+def test_figures_are_every_ten_epochs_unless_said(
+    arguments: str, every: int | None, events: bool
+) -> None:
+    machine = config.from_settings(Machine, cli.parse(arguments.split()))
+    assert machine.tb_pictures == every
+    assert machine.wants_events() == events
+
+
+def test_figures_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text("tb_pictures = 5\n")
+    assert config.read_toml(tmp_path / "one.toml") == {"tb_pictures": 5}
 
 
 def test_every_setting_has_a_flag_that_sets_it() -> None:
@@ -178,6 +203,8 @@ def test_settings_that_contradict_each_other() -> None:
         config.check_together(Experiment(epochs=5, start_epoch=5), Machine())
     with pytest.raises(UsageError, match="--resume PATH"):
         config.check_together(Experiment(), Machine(test_only=True))
+    with pytest.raises(UsageError, match="nothing to keep"):
+        config.check_together(Experiment(dataset="synthetic"), Machine(cache_dataset=True))
 
 
 def test_data_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,158 @@
+"""Real faults done to real processes: kills, full disks, two writers of one directory."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import ENVIRONMENT, PROGRAM
+from test_checkpoint import same
+from test_resume import command, final
+
+from rsnn_fmnist import checkpoint, cli
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_synthetic")]
+
+EPOCHS = "--epochs 60 --checkpoint-every 0.05"
+
+
+def start(folder: Path, flags: str, **options: Any) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [*PROGRAM, *command(folder, flags)], env=ENVIRONMENT, **pipes, **options
+    )
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The final state of the run that nobody disturbs, by model."""
+    results: dict[str, Any] = {}
+    for model in ("plain", "feedback", "stateful-synapse"):
+        folder = tmp_path_factory.mktemp(model)
+        with start(folder, f"--model {model} {EPOCHS} --tb --quiet") as process:
+            assert process.wait(120) == 0
+        results[model] = final(folder)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("seed", "model"), list(enumerate(["plain", "feedback", "stateful-synapse"] * 3))
+)
+def test_killed_at_random_instants(
+    tmp_path: Path, undisturbed: dict[str, Any], seed: int, model: str
+) -> None:
+    """Two SIGKILLs, at instants that differ from seed to seed; then the same bits."""
+    rng = random.Random(seed)
+    flags = f"--model {model} {EPOCHS} --tb --quiet --resume auto"
+    latest = tmp_path / "run" / "latest.pt"
+    for _ in range(2):
+        with start(tmp_path, flags) as process:
+            wait_for(latest)
+            time.sleep(rng.uniform(0, 0.8))
+            process.kill()
+    with start(tmp_path, flags) as process:
+        assert process.wait(120) == 0, process.communicate()[1]
+    assert same(final(tmp_path), undisturbed[model])
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("workers", ["", "-j 2"])
+def test_asked_to_stop(
+    tmp_path: Path, undisturbed: dict[str, Any], signum: int, code: int, workers: str
+) -> None:
+    """The whole process group gets the signal, as from Ctrl-C on a terminal or a scheduler."""
+    flags = f"{EPOCHS} --tb {workers}"
+    with start(tmp_path, flags, start_new_session=True) as process:
+        wait_for(tmp_path / "run" / "latest.pt")
+        os.killpg(process.pid, signum)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"stopped by {signal.Signals(signum).name}" in out
+    assert "Traceback" not in err
+    assert cli.main(command(tmp_path, f"{EPOCHS} --tb --quiet --resume auto")) == 0
+    assert same(final(tmp_path), undisturbed["plain"])
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    with start(tmp_path, f"{EPOCHS} --epochs 100000") as process:
+        wait_for(tmp_path / "run" / "latest.pt")
+        for _ in range(50):
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+    checkpoint.load(tmp_path / "run" / "latest.pt")
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """Every save fails: the run warns, goes on to its end, and says so in its exit code."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    flags = "--epochs 5 --checkpoint-every 0.01"
+    with start(tmp_path, flags, preexec_fn=limit) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "warning: checkpoint not saved" in err
+    assert err.splitlines()[-1].startswith("rsnn_fmnist: error: ")
+    assert "Traceback" not in err
+    assert not list((tmp_path / "run").glob("latest*"))
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KB, where mounting one is permitted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_for_a_while(tiny_disk: Path) -> None:
+    """Saves fail while the disk is full; what was saved before stays whole; later ones succeed."""
+    filler = tiny_disk / "filler"
+    with start(tiny_disk, "--epochs 400 --checkpoint-every 0.05") as process:
+        wait_for(tiny_disk / "run" / "latest.pt")
+        with filler.open("wb") as file:
+            try:
+                file.write(b"\0" * 131072)
+                file.flush()
+            except OSError:
+                pass
+        time.sleep(1.0)
+        checkpoint.load(tiny_disk / "run" / "latest.pt")
+        filler.unlink()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "warning: checkpoint not saved" in err
+    assert checkpoint.load(tiny_disk / "run" / "latest.pt")["epoch"] == 400
+
+
+def test_two_writers_of_one_directory(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    flags = f"{EPOCHS} --tb --quiet --resume auto"
+    with start(tmp_path, flags) as one, start(tmp_path, flags) as two:
+        errors = [process.communicate(timeout=120)[1] for process in (one, two)]
+    codes = sorted((one.returncode, two.returncode))
+    assert codes in ([0, 1], [0, 0])  # refused, or begun when the other had finished
+    if codes == [0, 1]:
+        assert any("another process is writing this run" in err for err in errors)
+    assert same(final(tmp_path), undisturbed["plain"])
