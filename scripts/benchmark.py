@@ -1,0 +1,396 @@
+"""How fast the networks train on the CPU, beside other people's code: one run, one table.
+
+    python scripts/benchmark.py --json benchmark.json
+
+Measured is training throughput, in pictures a second over wall time, of this project (per model,
+backend and thread count), of the script it descends from ("the seed"), of spikingjelly 2.0's
+networks, and of a torch LSTM of the same width; further how this project's cost grows with batch,
+hidden size and T, and each process's peak memory. benchmark_contestants.py says how each figure
+is taken.
+
+Every measurement is a fresh process: warm-up, then a timed loop of `--seconds`. A round measures
+each contestant once; rounds alternate in direction, so that a slow spell of the machine meets all
+of them. Reported are median, lowest and highest over the rounds, and ratios of medians. Peers live
+in environments of their own and are imported there; one that is not installed is listed with the
+command that installs it.
+
+The machine should be idle (all of it takes about twelve minutes on two cores): whatever else runs
+slows the seed, whose threads wait for each other, the most. On a machine with more cores than two,
+`taskset -c 0,1` makes it two. Left out: GPUs, evaluation, accuracy.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import benchmark_contestants
+from benchmark_contestants import CONTESTANTS, MODELS, PEERS, ROOT, Case, Peer
+
+PICTURES, QUICK_PICTURES = 60_000, 4_096
+IDLE = 0.5  # load above which the figures are not to be trusted
+SCALED = "numba"  # the contestant of the tables of growth
+SCALES = {  # setting -> values, the others at their defaults
+    "batch": (32, 128, 512, 2048),
+    "hidden": (32, 128, 512),
+    "steps": (14, 28, 56),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: every round's images/s and the process's peak memory, in MiB."""
+
+    contestant: str
+    model: str
+    threads: int | None
+    samples: tuple[float, ...]
+    peak_mib: float = 0.0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What rows are divided by: a contestant, with the row's own threads or its only setting."""
+
+    heading: str
+    contestant: str
+    same_threads: bool = True
+    same_model: bool = True
+
+
+BASELINES = (
+    Baseline("/seed", "seed", same_threads=False),
+    Baseline("/seed-omp1", "seed-omp1", same_threads=False),
+    Baseline("/sj-2.0", "spikingjelly2"),
+    Baseline("/LSTM", "lstm", same_model=False),
+)
+
+
+Growth = dict[str, list[tuple[int, Row]]]  # setting -> its values and a row for each
+
+
+class BenchmarkError(Exception):
+    """It cannot be measured; the message says what to do."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def ask(python: str, task: str, threads: int | None = None, **arguments: Any) -> dict[str, Any]:
+    """Have a fresh worker do a task.
+
+    Raises:
+        BenchmarkError: it failed; the last line it wrote.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    if threads:
+        kept["OMP_NUM_THREADS"] = str(threads)
+    request = json.dumps({"task": task, "arguments": arguments})
+    command = [python, benchmark_contestants.__file__, request]
+    done = subprocess.run(command, env=kept, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"a worker ended with {done.returncode}"]
+        raise BenchmarkError(lines[-1], done.returncode if done.returncode == 2 else 1)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def installed(python: Path, peer: Peer) -> str | None:
+    """The peer's versions, "... with torch ..."; None: not there, or another spikingjelly."""
+    query = (
+        "from importlib.metadata import version as v; "
+        "print(v('spikingjelly'), 'with torch', v('torch'))"
+    )
+    try:
+        done = subprocess.run([python, "-c", query], capture_output=True, text=True)
+    except OSError:
+        return None
+    version = done.stdout.strip()
+    return version if done.returncode == 0 and version.startswith(peer.version) else None
+
+
+def find_peers(named: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Where each peer's Python is, `named` or in its usual place, and its version, if installed."""
+    pythons, versions = {}, {}
+    for name, peer in PEERS.items():
+        python = Path(named[name]).absolute() if name in named else ROOT / peer.python
+        version = installed(python, peer)
+        if version:
+            pythons[name], versions[name] = str(python), version
+        elif name in named:
+            raise BenchmarkError(
+                f"--peer-python {name}={named[name]}: no Python with spikingjelly "
+                f"{peer.version}; make one with: {peer.install()}",
+                2,
+            )
+    return pythons, versions
+
+
+def plan(options: argparse.Namespace, pythons: dict[str, str], root: str) -> list[Case]:
+    """The cases of a round: what is chosen and installed, model by model."""
+    return [
+        Case(name, model, threads, root, options.seconds, options.batch_size)
+        for model in (*options.models, "lstm")
+        for name in options.contestants
+        if model in CONTESTANTS[name].models
+        if CONTESTANTS[name].peer in (None, *pythons)
+        for threads in CONTESTANTS[name].threads or options.threads
+    ]
+
+
+def run_rounds(cases: list[Case], pythons: dict[str, str], rounds: int) -> list[Row]:
+    """Measure every case in a process of its own, once a round."""
+    answers: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+    for i in range(rounds):
+        for k, case in enumerate(cases if i % 2 == 0 else cases[::-1]):
+            progress(f"round {i + 1}/{rounds}, {k + 1}/{len(cases)}: {case.contestant}")
+            python = pythons.get(CONTESTANTS[case.contestant].peer or "", sys.executable)
+            arguments = [dataclasses.asdict(case)]
+            answers[case].append(ask(python, "measure", case.threads, cases=arguments))
+    return [
+        Row(
+            case.contestant,
+            case.model,
+            case.threads,
+            tuple(rate for a in found for rate in a["images_per_second"]),
+            max(a["peak_mib"] for a in found),
+        )
+        for case, found in answers.items()
+    ]
+
+
+def scaling_base(cases: list[Case]) -> list[Case]:
+    """Each model's case that the tables of growth start from: the most threads, shorter loops."""
+    found = [case for case in cases if case.contestant == SCALED]
+    most = max((case.threads or 0 for case in found), default=0)
+    return [
+        dataclasses.replace(case, seconds=case.seconds / 3, batch=Case.batch)
+        for case in found
+        if case.threads == most
+    ]
+
+
+def run_scaling(base: list[Case], rounds: int) -> Growth:
+    """Each setting's values and rows, all values of a model measured in one process a round."""
+    points = [(name, value) for name, values in SCALES.items() for value in values]
+    tables: Growth = {name: [] for name in SCALES}
+    for case in base:
+        cases = [dataclasses.asdict(case) | {name: value} for name, value in points]
+        samples = []
+        for i in range(rounds):
+            progress(f"growth, round {i + 1}/{rounds}: {case.model}")
+            answer = ask(sys.executable, "measure", case.threads, cases=cases)
+            samples.append(answer["images_per_second"])
+        for (name, value), rates in zip(points, zip(*samples, strict=True), strict=True):
+            tables[name].append((value, Row(case.contestant, case.model, case.threads, rates)))
+    return tables
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<70}", end="\r", file=sys.stderr, flush=True)
+
+
+def ratio(row: Row, rows: Sequence[Row], baseline: Baseline) -> float | None:
+    """The row's median over the baseline's; None where that was not measured."""
+    for other in rows:
+        if (
+            other.contestant == baseline.contestant
+            and (other.model == row.model or not baseline.same_model)
+            and (other.threads == row.threads or not baseline.same_threads)
+        ):
+            return row.median / other.median
+    return None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a row: median, spread, ratios and peak memory."""
+    headings = "".join(f"{b.heading:>11}" for b in BASELINES)
+    lines = [
+        f"{'model':<17}{'contestant':<26}{'threads':>7}{'images/s':>10}   {'lowest-highest':<17}"
+        f"{headings}{'peak MiB':>10}"
+    ]
+    for row in rows:
+        ratios = [ratio(row, rows, baseline) for baseline in BASELINES]
+        cells = "".join(f"{'-' if r is None else f'{r:.2f}x':>11}" for r in ratios)
+        spread = f"{min(row.samples):,.0f}-{max(row.samples):,.0f}"
+        lines.append(
+            f"{row.model:<17}{CONTESTANTS[row.contestant].label:<26}{row.threads or 'own':>7}"
+            f"{row.median:>10,.0f}   {spread:<17}{cells}{row.peak_mib:>10,.0f}"
+        )
+    return "\n".join(lines)
+
+
+def scaling_table(name: str, points: Sequence[tuple[int, Row]]) -> str:
+    """Images/s and microseconds a picture by model, over the values of one setting."""
+    values = sorted({value for value, _ in points})
+    lines = [f"{name:<17}" + "".join(f"{value:>22,}" for value in values)]
+    for model in dict.fromkeys(row.model for _, row in points):
+        medians = {value: row.median for value, row in points if row.model == model}
+        cells = (f"{medians[v]:,.0f}/s {1e6 / medians[v]:>7.1f} us" for v in values)
+        lines.append(f"{model:<17}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def missing(contestants: Sequence[str], pythons: dict[str, str]) -> list[str]:
+    """A line for each peer that was asked for and is not installed."""
+    names = dict.fromkeys(CONTESTANTS[c].peer for c in contestants)
+    return [f"{n}: not installed; {PEERS[n].install()}" for n in names if n and n not in pythons]
+
+
+def row_record(row: Row, rows: Sequence[Row] = ()) -> dict[str, Any]:
+    """A row as JSON keeps it."""
+    found = {b.heading.strip("/"): ratio(row, rows, b) for b in BASELINES}
+    return dataclasses.asdict(row) | {
+        "median": row.median,
+        "lowest": min(row.samples),
+        "highest": max(row.samples),
+        "ratios": {name: value for name, value in found.items() if value is not None},
+    }
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BenchmarkError(f"{message} (see --help)", 2)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def pair(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if name not in PEERS or not path:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=PATH, NAME one of {', '.join(PEERS)}")
+    return name, path
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    peers = "; ".join(f"{name}: {peer.install()}" for name, peer in PEERS.items())
+    parser = Parser(
+        prog="benchmark", description=__doc__, epilog=f"Peers, from the checkout's root: {peers}",
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--rounds", type=positive, default=3, metavar="N")
+    add("--seconds", type=float, default=1.0, help="of a timed loop; the warm-up takes a third")
+    add("--threads", type=positive, nargs="+", default=[1, 2], metavar="N")
+    add("--batch-size", "-b", type=positive, default=128, metavar="N")
+    add("--models", nargs="+", choices=MODELS, default=MODELS)
+    add("--contestants", nargs="+", choices=tuple(CONTESTANTS), default=tuple(CONTESTANTS))
+    add("--no-growth", action="store_true", help="leave out batch, hidden size and T")
+    add("--peer-python", type=pair, action="append", default=[], metavar="NAME=PATH")
+    add("--dataset", choices=("fashion-mnist", "synthetic"), default="fashion-mnist")
+    add("--data-path", default="", metavar="DIR", help="default: $RSNN_FMNIST_DATA, else data")
+    add("--json", type=Path, metavar="FILE", help="write every figure there too")
+    add(
+        "--quick",
+        action="store_true",
+        help="the first model and thread count, few synthetic pictures: does it run?",
+    )
+    options = parser.parse_args(arguments)
+    if not 0 < options.seconds < 3600:
+        parser.error(f"--seconds {options.seconds:g}: must be above 0 and below 3600")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: no such folder")
+    if options.quick:
+        options.rounds, options.seconds, options.dataset = 1, 0.1, "synthetic"
+        options.models, options.threads = options.models[:1], options.threads[:1]
+    return options
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Find the peers, write the pictures, measure, and tell."""
+    pythons, versions = find_peers(dict(options.peer_python))
+    load = round(os.getloadavg()[0], 2)
+    with tempfile.TemporaryDirectory() as root:
+        facts = ask(
+            sys.executable,
+            "prepare",
+            dataset=options.dataset,
+            data_path=options.data_path,
+            root=root,
+            count=QUICK_PICTURES if options.quick else PICTURES,
+        )
+        cases = plan(options, pythons, root)
+        rows = run_rounds(cases, pythons, options.rounds)
+        growth = {} if options.no_growth else run_scaling(scaling_base(cases), options.rounds)
+    facts |= {"load_at_start": load, **{f"spikingjelly of {n}": v for n, v in versions.items()}}
+    settings = {
+        name: getattr(options, name)
+        for name in ("rounds", "seconds", "batch_size", "dataset", "quick")
+    }
+    record: dict[str, Any] = {
+        "machine": facts,
+        "settings": settings,
+        "how": {CONTESTANTS[name].label: CONTESTANTS[name].how for name in options.contestants},
+        "not_installed": missing(options.contestants, pythons),
+    }
+    print(report(record, rows, growth))
+    if options.json:
+        record["training"] = [row_record(row, rows) for row in rows]
+        record["growth"] = {
+            name: [{"value": value, **row_record(row)} for value, row in points]
+            for name, points in growth.items()
+        }
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def report(record: dict[str, Any], rows: list[Row], growth: Growth) -> str:
+    """Everything as text: the machine, the tables, how each figure was taken."""
+    settings, load = record["settings"], record["machine"]["load_at_start"]
+    lines = [f"{name:<30}{fact}" for name, fact in record["machine"].items()]
+    lines += [
+        f"\nTraining images/s, batch {settings['batch_size']}, hidden 32, T 28, "
+        f"{settings['dataset']}: median of {settings['rounds']} rounds, ratios of medians\n",
+        table(rows),
+        *record["not_installed"],
+    ]
+    if load > IDLE:
+        lines.append(f"The machine was not idle (load {load}): the seed's figures suffer most.")
+    for name, points in growth.items():
+        for row in [row for _, row in points][:1]:
+            lines.append(f"\n{CONTESTANTS[SCALED].label}, threads {row.threads}, by {name}")
+            lines.append(scaling_table(name, points))
+    lines.append("\nHow each figure was taken")
+    lines += [f"  {label}: {how}" for label, how in record["how"].items()]
+    return "\n".join(lines)
+
+
+def stop(signum: int, _: object) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = parse(arguments)
+        signal.signal(signal.SIGTERM, stop)
+        benchmark(options)
+    except (BenchmarkError, OSError) as error:
+        print(f"benchmark: error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    except KeyboardInterrupt:
+        print("benchmark: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

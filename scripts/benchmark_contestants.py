@@ -1,0 +1,332 @@
+"""What benchmark.py measures, and how each figure is taken: a contestant a function.
+
+Also the program of its workers: `python benchmark_contestants.py TASK` does one task, given as
+JSON, in a process of its own and in the environment of the package it measures. So this file
+imports nothing but the standard library on top; torch, this project and its peers are imported by
+the functions that measure them. A contestant on another device is another entry of CONTESTANTS.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import re
+import resource
+import runpy
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout: what is measured, installed or not
+MODELS = ("plain", "feedback", "stateful-synapse")
+TEST_PICTURES = 1_000  # the seed's script evaluates on them; that is not measured
+WARM_UP_STEPS = 3  # at least; the first one may compile
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Someone else's package in an environment of its own."""
+
+    python: str  # where the environment is looked for, from the checkout's root
+    version: str  # of spikingjelly: what it must begin with
+    packages: str
+
+    def install(self) -> str:
+        folder = Path(self.python).parents[1]
+        return f"python3 -m venv {folder} && {self.python} -m pip install {self.packages}"
+
+
+PEERS = {
+    "seed": Peer(
+        ".peers/seed/bin/python",
+        "0.0.0.0.12",
+        "torch torchvision tensorboard spikingjelly==0.0.0.0.12",
+    ),
+    "spikingjelly2": Peer(
+        ".peers/spikingjelly2/bin/python", "2.", "torch torchvision spikingjelly==2.0.0"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one worker measures once."""
+
+    contestant: str
+    model: str
+    threads: int | None  # None: as many as the program itself chooses
+    root: str  # the torchvision root of the pictures
+    seconds: float
+    batch: int = 128
+    hidden: int = 32
+    steps: int = 28  # T
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something to measure: a runner (Case -> images/s) and how it is set."""
+
+    label: str
+    run: Callable[[Case], float]
+    how: str
+    peer: str | None = None  # whose environment it runs in; None: this one
+    models: tuple[str, ...] = MODELS
+    threads: tuple[int | None, ...] = ()  # (): those of --threads
+    device: str = "cpu"
+    backend: str = "auto"
+    amp: bool = False
+
+
+def throughput(
+    steps: Iterator[int], seconds: float, wait: Callable[[], object] = lambda: None
+) -> float:
+    """Images/s of a loop that yields the images of each step, after a warm-up of seconds / 3.
+
+    wait: returns when the device has done the work so far.
+    """
+    start, taken = time.perf_counter(), 0
+    while taken < WARM_UP_STEPS or time.perf_counter() - start < seconds / 3:
+        next(steps)
+        taken += 1
+    wait()
+    images, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        images += next(steps)
+    wait()
+    return images / (time.perf_counter() - start)
+
+
+def read_pictures(root: str) -> tuple[Any, Any]:
+    """The training pictures, uint8 [M, H, W], and labels, int64 [M]."""
+    import numpy as np
+    import torch
+
+    raw = Path(root, "FashionMNIST", "raw")
+    images = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8, offset=16)
+    labels = np.fromfile(raw / "train-labels-idx1-ubyte", np.uint8, offset=8)
+    return torch.from_numpy(images.reshape(-1, 28, 28)), torch.from_numpy(labels.astype(np.int64))
+
+
+def run_ours(case: Case) -> float:
+    """The project's own loader, session and optimisation step, in training.train_epoch's order."""
+    import torch
+
+    from rsnn_fmnist import environment
+    from rsnn_fmnist.config import Experiment, Machine
+    from rsnn_fmnist.data import Pictures, Splits, batch_indices, epoch_order
+    from rsnn_fmnist.run import build_session
+    from rsnn_fmnist.spiking import set_backend
+    from rsnn_fmnist.step import Sums, training_step
+
+    contestant = CONTESTANTS[case.contestant]
+    machine = Machine(
+        device=contestant.device, backend=contestant.backend, threads=case.threads, download=False
+    )
+    environment.set_up(machine)
+    images, labels = read_pictures(case.root)
+    columns = images.transpose(1, 2).repeat(1, -(-case.steps // 28), 1)[:, : case.steps]
+    pictures = Pictures(columns.contiguous(), labels)
+    session = build_session(
+        Experiment(model=case.model, hidden=case.hidden, batch_size=case.batch, amp=contestant.amp),
+        machine,
+        torch.device(contestant.device),
+        Splits(pictures, None, pictures.subset(torch.arange(1))),
+    )
+    set_backend(session.model, contestant.backend)
+    session.model.train()
+    sums = Sums(session.device)
+    step = training_step(session.model, session.optimizer, session.scaler, session.precision, sums)
+
+    def steps() -> Iterator[int]:
+        for epoch in itertools.count():
+            order = epoch_order(len(session.train), session.experiment.seed, epoch)
+            batches = batch_indices(order, case.batch, drop_last=True)
+            for x, labels in session.train.batches(batches):
+                step(x, labels)
+                yield len(labels)
+
+    return throughput(steps(), case.seconds, sums.wait)
+
+
+def resident_steps(case: Case, network: Any, forget: Callable[[], object]) -> Iterator[int]:
+    """Train a peer's network [T, N, H] -> scores [N, 10] on resident, normalised pictures."""
+    import torch
+    from torch.nn import functional
+
+    torch.manual_seed(2020)
+    images, labels = read_pictures(case.root)
+    pictures = (images / 255 - 0.2860) / 0.3530  # [M, H, W]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
+    while True:
+        for batch in torch.split(torch.randperm(len(labels)), case.batch):
+            if len(batch) < case.batch:
+                break
+            scores = network(pictures[batch].permute(2, 0, 1))  # [N, H, W] -> [T = W, N, H]
+            loss = functional.mse_loss(scores, functional.one_hot(labels[batch], 10).float())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            forget()
+            yield len(batch)
+
+
+def run_lstm(case: Case) -> float:
+    """One LSTM layer, its outputs averaged over T, and a linear layer."""
+    import torch
+    from torch import Tensor, nn
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(28, case.hidden)
+            self.scores = nn.Linear(case.hidden, 10)
+
+        def forward(self, x_seq: Tensor) -> Tensor:
+            y_seq, _ = self.lstm(x_seq)
+            scores: Tensor = self.scores(y_seq.mean(0))
+            return scores
+
+    torch.set_num_threads(case.threads or 1)
+    return throughput(resident_steps(case, Network(), lambda: None), case.seconds)
+
+
+def run_spikingjelly2(case: Case) -> float:
+    """The same three networks from spikingjelly's own layers; its CPU neurons are torch's."""
+    import torch
+    from spikingjelly.activation_based import (  # type: ignore[import-not-found]
+        functional,
+        layer,
+        neuron,
+        surrogate,
+    )
+    from torch import Tensor, nn
+
+    def spikes(step_mode: str = "m") -> Any:
+        slope = surrogate.ATan()
+        return neuron.IFNode(surrogate_function=slope, detach_reset=True, step_mode=step_mode)
+
+    def hidden_layers() -> list[Any]:
+        if case.model == "feedback":
+            width = case.hidden
+            return [layer.LinearRecurrentContainer(spikes("s"), width, width, step_mode="m")]
+        if case.model == "stateful-synapse":
+            return [spikes(), layer.SynapseFilter(tau=2.0, learnable=True, step_mode="m")]
+        return [spikes()]
+
+    class Rates(nn.Module):
+        def forward(self, s_seq: Tensor) -> Tensor:
+            return s_seq.mean(0)
+
+    torch.set_num_threads(case.threads or 1)
+    network = nn.Sequential(
+        nn.Linear(28, case.hidden), *hidden_layers(), nn.Linear(case.hidden, 10), spikes(), Rates()
+    )
+    steps = resident_steps(case, network, lambda: functional.reset_net(network))
+    return throughput(steps, case.seconds)
+
+
+def run_seed(case: Case) -> float:
+    """What `python -m` does with the seed's script; it prints its own throughput."""
+    script = "spikingjelly.clock_driven.examples.rsnn_sequential_fmnist"
+    flags = f"--model {case.model} --device cpu -j 2 --epochs 1 --batch-size {case.batch}"
+    folders = ["--data-path", case.root, "--output-dir", str(Path(case.root, "logs"))]
+    sys.argv = [script, *flags.split(), *folders]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        runpy.run_module(script, run_name="__main__")
+    found = re.search(r"^Train: .*samples/s=([\d.]+)", printed.getvalue(), re.MULTILINE)
+    if not found:
+        raise RuntimeError("the seed's script printed no training throughput")
+    return float(found[1])
+
+
+def measure(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measure cases, one after the other in this process -> images/s of each, peak memory."""
+    rates = [CONTESTANTS[c["contestant"]].run(Case(**c)) for c in cases]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return {"images_per_second": rates, "peak_mib": peak / unit}
+
+
+def prepare(dataset: str, data_path: str, root: str, count: int) -> dict[str, Any]:
+    """Write the pictures where every contestant reads them, unpacked -> the machine's facts."""
+    import torch
+
+    from rsnn_fmnist import data, environment, synthetic
+    from rsnn_fmnist.config import Machine
+
+    wanted = {"train": ("train", count), "test": ("t10k", TEST_PICTURES)}
+    raw = Path(root, "FashionMNIST", "raw")
+    raw.mkdir(parents=True)
+    if dataset == "fashion-mnist":
+        splits = data.load(dataset, Machine(data_path=data_path).data_root())
+    for part, (stem, size) in wanted.items():
+        if dataset == "fashion-mnist":
+            pictures = getattr(splits, part)
+            images = pictures.columns[:size].transpose(1, 2).contiguous().numpy()
+            labels = pictures.labels[:size].numpy()
+        else:
+            images, labels = synthetic.draw(size, data.SYNTHETIC[part][1])
+        header = struct.pack(">II", 0x803, size) + struct.pack(">II", 28, 28)
+        (raw / f"{stem}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">II", 0x801, size)
+        (raw / f"{stem}-labels-idx1-ubyte").write_bytes(header + labels.astype("u1").tobytes())
+    facts = environment.describe(torch.device("cpu"), "per contestant")
+    return {k: v for k, v in facts.items() if k not in ("backend", "threads", "device_name")}
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "prepare": prepare}
+
+
+def work(task: str) -> int:
+    """Do one task, given as JSON, and print its result as the last line."""
+    sys.path.insert(0, str(ROOT))
+    request = json.loads(task)
+    try:
+        result = TASKS[request["task"]](**request["arguments"])
+    except Exception as error:  # told by the parent in one line
+        print(f"{error}" or type(error).__name__, file=sys.stderr)
+        return int(getattr(error, "exit_code", 1))
+    print(json.dumps(result))
+    return 0
+
+
+OURS = "this project: resident uint8 pictures, its Loader, optimisation step and accuracy sums"
+SEED = "the seed's own script, -j 2, one epoch, no warm-up; the samples/s it prints of training"
+CONTESTANTS = {
+    "numba": Contestant("rsnn_fmnist, numba", run_ours, OURS, backend="numba"),
+    "numba-amp": Contestant(
+        "rsnn_fmnist, numba, --amp", run_ours, OURS + "; bfloat16", backend="numba", amp=True
+    ),
+    "torch": Contestant("rsnn_fmnist, torch", run_ours, OURS, backend="torch"),
+    "seed": Contestant(
+        "the seed's script", run_seed, SEED + ", as its users run it", "seed", threads=(None,)
+    ),
+    "seed-omp1": Contestant(
+        "the seed's script, OMP 1",
+        run_seed,
+        SEED + ", with OMP_NUM_THREADS=1: its threads and its 2 loaders then do not get in each "
+        "other's way on two cores",
+        "seed",
+        threads=(1,),
+    ),
+    "spikingjelly2": Contestant(
+        "spikingjelly 2.0",
+        run_spikingjelly2,
+        "spikingjelly's multi-step layers, pictures resident as floats, fused SGD, no accuracies",
+        "spikingjelly2",
+    ),
+    "lstm": Contestant(
+        "torch LSTM(32)",
+        run_lstm,
+        "torch.nn.LSTM, mean over T, Linear; pictures resident as floats, fused SGD, no accuracies",
+        models=("lstm",),
+    ),
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(work(sys.argv[1]))
