@@ -59,6 +59,7 @@ def capture(session: Session, progress: Progress) -> Content:
         "train_seconds": progress.train_seconds,
         "rows": progress.rows,
         "best": dataclasses.asdict(progress.best) if progress.best else None,
+        "gradient_norm": progress.gradient_norm,
         "random_state": random_state,
     }
 
@@ -112,6 +113,7 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
         content["train_seconds"],
         list(content["rows"]),
         best,
+        content.get("gradient_norm"),
     )
 
 
@@ -138,6 +140,8 @@ def _check_state(session: Session, content: Content) -> None:
         raise ValueError(f"it stands at epoch {content['epoch']}, batch {content['batch']}")
     if content["sums"].shape != (4,):
         raise ValueError(f"the sums are {list(content['sums'].shape)}")
+    if not isinstance(content.get("gradient_norm"), float | None):
+        raise ValueError("the gradient's norm is no number")
 
 
 def save(path: Path, content: Content, *, keep_previous: bool = False) -> None:

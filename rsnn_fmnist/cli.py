@@ -1,6 +1,6 @@
 """The command line: flags <-> settings, errors -> one line and an exit code.
 
-The only reader of sys.argv. The flags are made of config.py's declarations.
+The only reader of sys.argv, for report.py too. The flags are made of config.py's declarations.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -26,10 +26,15 @@ DESCRIPTION = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: the process's own) and return the exit code."""
+    return answer(_dispatch, argv)
+
+
+def answer(do: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Do what the arguments ask and return its exit code; tell an error in one line instead."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        return _dispatch(arguments)
+        return do(arguments)
     except RunError as error:
         return _report(error, error.exit_code, arguments)
     except KeyboardInterrupt:
@@ -71,7 +76,7 @@ def _report(error: RunError, code: int, arguments: list[str]) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Tells a mistake as UsageError, in one line, instead of printing the usage block."""
 
     def __init__(self, **settings: Any) -> None:
@@ -82,6 +87,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """As parse_args; an unknown flag is refused with the closest match."""
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            known = [word for action in self._actions for word in action.option_strings]
+            word = unknown[0].split("=")[0]
+            raise UsageError(f"unknown argument {word}{config.closest(word, known)}")
+        return namespace
+
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
     """The settings that flags name explicitly, checked, and `config`, `info`, `debug` if given.
@@ -89,13 +103,8 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown flag, or a value out of type or range.
     """
-    parser = build_parser()
-    namespace, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        known = [word for action in parser._actions for word in action.option_strings]
-        word = unknown[0].split("=")[0]
-        raise UsageError(f"unknown argument {word}{config.closest(word, known)}")
-    return {name: _value(name, given) for name, given in vars(namespace).items()}
+    given = vars(build_parser().parse_all(arguments))
+    return {name: _value(name, value) for name, value in given.items()}
 
 
 def _value(name: str, given: Any) -> Value:
@@ -105,9 +114,9 @@ def _value(name: str, given: Any) -> Value:
     return config.check(name, value, config.flag(name))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of every flag; what is not given does not appear in the result."""
-    parser = _Parser(
+    parser = Parser(
         prog="rsnn_fmnist",
         description=DESCRIPTION,
         allow_abbrev=False,
@@ -143,4 +152,5 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]") -> None:
     text = extras["help"] + (f" (default: {field.default})" if shown else "")
     choices = ",".join(extras["choices"])
     metavar = extras["metavar"] or (f"{{{choices}}}" if choices else "N")
-    group.add_argument(*names, dest=field.name, metavar=metavar, help=text)
+    options = {} if extras["bare"] is None else {"nargs": "?", "const": extras["bare"]}
+    group.add_argument(*names, dest=field.name, metavar=metavar, help=text, **options)

@@ -178,10 +178,21 @@ class Machine:
         30.0, "time between two checkpoints", rule=NON_NEGATIVE, metavar="SECONDS"
     )
     tb: bool = setting(False, "write TensorBoard events into the run directory")
+    tb_pictures: int | None = setting(
+        None,
+        "as --tb, and every so many epochs figures of the network at work; bare: every 10",
+        rule=POSITIVE_INT,
+        bare=10,
+        metavar="EVERY",
+    )
     deterministic: bool = setting(False, "refuse operations that may differ between two runs")
     test_only: bool = setting(False, "evaluate the checkpoint of --resume and stop")
     models_file: str = setting("", "Python file that registers further models", metavar="FILE.py")
     quiet: bool = setting(False, "print the summary and warnings only")
+
+    def wants_events(self) -> bool:
+        """Whether TensorBoard events are asked for, with or without figures."""
+        return self.tb or self.tb_pictures is not None
 
     def data_root(self) -> Path:
         """The torchvision root that holds FashionMNIST/raw."""
@@ -301,6 +312,8 @@ def check_together(experiment: Experiment, machine: Machine) -> None:
         raise UsageError(
             f"--start-epoch {experiment.start_epoch}: must be below --epochs {experiment.epochs}"
         )
+    if machine.cache_dataset and experiment.dataset == "synthetic":
+        raise UsageError("--cache-dataset: synthetic pictures are drawn; there is nothing to keep")
     if machine.test_only and machine.resume in ("", "auto"):
         raise UsageError("--test-only: name what to evaluate with --resume PATH")
 

@@ -14,6 +14,7 @@ from .checkpoint import Content
 from .config import Experiment, Machine, Value
 from .data import CLASSES, SIDE, Loader, Splits
 from .errors import RunError, UsageError
+from .insight import Insight, drawing
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
 from .session import Progress, Row, Session, best_metric, open_session
@@ -35,6 +36,8 @@ def run(flags: Settings, file: Settings) -> int:
     machine = config.from_settings(Machine, {**file, **flags})
     if "start_epoch" in flags and machine.resume:
         raise UsageError("--start-epoch: a resumed run goes on where it was; leave one of them out")
+    if machine.tb_pictures:
+        drawing("--tb-pictures")  # refuses at once where it cannot draw
     if machine.models_file:
         import_models(Path(machine.models_file))
     experiment, directory, content = identify(machine, flags, file)
@@ -304,13 +307,17 @@ def train(
         where = f", from epoch {progress.epoch}, batch {progress.batch}" if content else ""
         console.say(f"run      {directory}{where}")
         records.write_records(experiment, facts, progress.rows)
-        events = None
-        if machine.tb:
-            events = TensorBoard(directory / "tb", progress.rows, progress.epoch)
+        events, insight = None, None
+        if machine.wants_events():
+            folder = directory / "tb"
+            events = TensorBoard(folder, progress.rows, progress.epoch, experiment)
+            insight = Insight(session, progress, machine.tb_pictures)
         saver = Saver(directory, session, machine.checkpoint_every)
-        tracker = Tracker(console, records, events)
+        tracker = Tracker(console, records, events, insight)
         try:
             fit(session, progress, tracker=tracker, saver=saver, interrupt=interrupt)
+            if events:
+                events.finish()
         except InterruptedRunError as stop:
             console.close_bar()
             again = "" if saver.failed else f"; go on with --resume {directory}"

@@ -55,6 +55,7 @@ class Progress:
     train_seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
     best: Best | None = None
+    gradient_norm: float | None = None  # see step.gradient_norm; of the last epoch trained
 
 
 def open_session(

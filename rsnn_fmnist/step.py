@@ -62,6 +62,15 @@ def hits(rates: Tensor, labels: Tensor, ks: Sequence[int]) -> list[Tensor]:
     return [(rank < k).sum() for k in ks]
 
 
+def gradient_norm(model: nn.Module) -> float | None:
+    """The L2 norm of all gradients together, as the last step left them; None before any step.
+
+    With gradient scaling it is that of the unscaled gradients, which is what the optimizer leaves.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients).item() if gradients else None
+
+
 def ranks(rates: Tensor, labels: Tensor) -> Tensor:
     """How many classes j come before the label y, [N]: r_j > r_y, or r_j = r_y and j < y.
 

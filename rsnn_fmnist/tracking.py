@@ -3,12 +3,17 @@
 Nothing here decides anything about the run.
 """
 
+import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from .config import Experiment
+from .insight import Insight, drawing
 from .run_directory import RunDirectory
 from .session import Progress, Row
 
@@ -26,6 +31,8 @@ SCALARS = (
     "lr",
     "train_images_per_second",
 )
+HPARAMS = "_hparams_/"  # begins the tags that TensorBoard's HParams tab reads
+METRICS = ("test_acc1", "test_loss", "val_acc1", "val_loss", "train_acc1", "train_loss")
 
 
 class Console:
@@ -74,43 +81,98 @@ def clock(seconds: float) -> str:
 
 
 class TensorBoard:
-    """The run's scalars in `folder`, one point an epoch, none twice.
+    """The run's events in `folder`, one point an epoch, none twice.
 
     Args:
         folder: the run's tb/.
         rows: the epochs that are done. Points of later ones, left by a run that died after its
             last checkpoint, are dropped; where there are no events at all, the rows are written.
         epoch: the epoch that comes next.
+        experiment: what the HParams tab shows beside the last metrics; None: nothing.
     """
 
-    def __init__(self, folder: Path, rows: list[Row], epoch: int) -> None:
+    def __init__(
+        self, folder: Path, rows: list[Row], epoch: int, experiment: Experiment | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = rewind(folder, epoch)
-        self._writer = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder))  # its types are incomplete
+        if experiment:
+            self._hparams(experiment)
         if not kept:
             for row in rows:
                 self.epoch(row)
 
-    def epoch(self, row: Row) -> None:
-        for tag in SCALARS:
-            if tag in row:
-                self._writer.add_scalar(tag, row[tag], row["epoch"])
+    def epoch(self, row: Row, insight: Insight | None = None) -> None:
+        """Write an epoch's points, and what its insight has to tell."""
+        epoch = row["epoch"]
+        self._scalars({tag: row[tag] for tag in SCALARS if tag in row}, epoch)
+        if insight:
+            self._scalars(insight.scalars(), epoch)
+        if insight and insight.due(epoch):
+            self._figures(insight, epoch)
         self._writer.flush()
+
+    def _scalars(self, values: Mapping[str, float], epoch: int) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, epoch)
+
+    def _figures(self, insight: Insight, epoch: int) -> None:
+        pixels = drawing("--tb-pictures").pixels
+        for tag, figure in insight.figures():
+            self._writer.add_image(tag, pixels(figure), epoch, dataformats="HWC")
+        for tag, values in insight.histograms():
+            self._writer.add_histogram(tag, values.float(), epoch)
+
+    def _hparams(self, experiment: Experiment) -> None:
+        """Enter the settings, and the tags of the metrics, whose last points are shown with them.
+
+        SummaryWriter.add_hparams would make a second run of it, in a folder of its own.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        metrics = {tag: 0.0 for tag in METRICS if experiment.val_size or "val" not in tag}
+        settings = {
+            name: str(value).lower() if isinstance(value, bool) else value  # TensorBoard: 0.0, 1.0
+            for name, value in dataclasses.asdict(experiment).items()
+        }
+        start = hparams(settings, metrics)[:2]  # type: ignore[no-untyped-call]
+        for summary in start:
+            self._writer.file_writer.add_summary(summary)
+
+    def finish(self) -> None:
+        """Mark the run as done in the HParams tab."""
+        from torch.utils.tensorboard.summary import hparams
+
+        end = hparams({}, {})[2]  # type: ignore[no-untyped-call]
+        self._writer.file_writer.add_summary(end)
 
     def close(self) -> None:
         self._writer.close()
 
 
 class Tracker:
-    """Everything that a run tells, in one: console, metrics.jsonl and TensorBoard (None: off)."""
+    """Everything that a run tells, in one: console, metrics.jsonl and TensorBoard (None: off).
+
+    What TensorBoard tells beyond the metrics is `insight`'s (None: nothing).
+    """
 
     def __init__(
-        self, console: Console, run: RunDirectory, tensorboard: TensorBoard | None
+        self,
+        console: Console,
+        run: RunDirectory,
+        tensorboard: TensorBoard | None,
+        insight: Insight | None = None,
     ) -> None:
         self.console = console
         self.run = run
         self.tensorboard = tensorboard
+        self.insight = insight
+
+    def looking_inside(self) -> AbstractContextManager[None]:
+        """Where the epoch's evaluation on the test pictures takes place."""
+        return self.insight.looking() if self.insight else nullcontext()
 
     def batch(self, progress: Progress, batches: int) -> None:
         self.console.batch(progress, batches)
@@ -118,14 +180,15 @@ class Tracker:
     def epoch(self, row: Row, seconds_left: float) -> None:
         self.run.add_row(row)
         if self.tensorboard:
-            self.tensorboard.epoch(row)
+            self.tensorboard.epoch(row, self.insight)
         self.console.epoch(row, seconds_left)
 
 
 def rewind(folder: Path, epoch: int) -> int:
-    """Drop from the event files every point at `epoch` or later, or twice there.
+    """Drop from the event files every point at `epoch` or later, or twice there, and the HParams.
 
     TensorBoard itself would show both the points of a run that died and those of its resumption.
+    HParams belong to no epoch; whoever goes on with the run enters them anew.
 
     Returns:
         How many events are left.
@@ -140,7 +203,8 @@ def rewind(folder: Path, epoch: int) -> int:
     kept: list[bytes] = []
     for record in _records(files):
         event = Event.FromString(record)
-        points = {(value.tag, event.step) for value in event.summary.value}
+        values = [v for v in event.summary.value if not v.tag.startswith(HPARAMS)]
+        points = {(value.tag, event.step) for value in values}
         if points and event.step < epoch and not points & seen:
             seen |= points
             kept.append(record)

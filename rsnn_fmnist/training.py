@@ -14,7 +14,7 @@ from .errors import RunError
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import Saver
 from .session import Best, Progress, Row, Session, advance, best_metric
-from .step import Sums, evaluation_step, training_step
+from .step import Sums, evaluation_step, gradient_norm, training_step
 from .tracking import Tracker
 
 EVALUATION_BATCH = 1000  # pictures; the results do not depend on it
@@ -33,7 +33,7 @@ def fit(
         while progress.epoch < session.experiment.epochs:
             train_epoch(session, progress, tracker=tracker, saver=saver, interrupt=interrupt)
             refuse_divergence(session, progress)
-            row = epoch_row(session, progress, interrupt)
+            row = epoch_row(session, progress, tracker, interrupt)
             finish_epoch(session, progress, row)
             tracker.epoch(row, seconds_left(session.experiment, progress))
             if saver.due():
@@ -61,6 +61,8 @@ def train_epoch(
         step(x, labels)
         progress.batch += 1
         progress.train_seconds = time.perf_counter() - start
+        if progress.batch == len(batches):
+            progress.gradient_norm = gradient_norm(session.model)
         tracker.batch(progress, len(batches))
         interrupt.check()
         if saver.due():
@@ -84,14 +86,15 @@ def evaluate(session: Session, loader: Loader, interrupt: Interrupt) -> tuple[Su
     return sums, time.perf_counter() - start
 
 
-def epoch_row(session: Session, progress: Progress, interrupt: Interrupt) -> Row:
+def epoch_row(session: Session, progress: Progress, tracker: Tracker, interrupt: Interrupt) -> Row:
     """Evaluate, and put the epoch into one row of metrics."""
     row: Row = {"epoch": progress.epoch, **_metrics("train", progress.sums)}
     val_seconds = 0.0
     if session.val is not None:
         val_sums, val_seconds = evaluate(session, session.val, interrupt)
         row |= _metrics("val", val_sums)
-    test_sums, test_seconds = evaluate(session, session.test, interrupt)
+    with tracker.looking_inside():
+        test_sums, test_seconds = evaluate(session, session.test, interrupt)
     row |= _metrics("test", test_sums)
     trained = progress.sums.totals[3].item()
     return row | {

@@ -249,3 +249,14 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     content["experiment"]["colour"] = "red"
     with pytest.raises(RunError, match="colour"):
         checkpoint.experiment_of(content, tmp_path)
+
+
+@pytest.mark.parametrize(("norm", "fits"), [(0.5, True), (None, True), ("0.5", False)])
+def test_the_gradients_norm_is_a_number_or_nothing(tmp_path: Path, norm: Any, fits: bool) -> None:
+    one = session()
+    content = checkpoint.capture(one, progress(one)) | {"gradient_norm": norm}
+    if fits:
+        assert checkpoint.restore(one, content, tmp_path).gradient_norm == norm
+        return
+    with pytest.raises(RunError, match="norm is no number"):
+        checkpoint.restore(one, content, tmp_path)

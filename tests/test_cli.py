@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_report import forget_matplotlib
 
 from rsnn_fmnist import checkpoint, cli, config, models
 from rsnn_fmnist.config import Experiment
@@ -116,6 +117,18 @@ def test_a_model_of_the_wrong_shape(here: Path, capsys: Any) -> None:
         assert not (here / "runs").exists()
     finally:
         models.MODELS.pop(name, None)
+
+
+def test_figures_without_matplotlib_are_refused_before_anything_is_written(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_matplotlib(monkeypatch)
+    line = refused(capsys, 1, "--model", "plain", *SMALL, "--tb-pictures", "--quiet")
+    assert line.endswith(
+        "--tb-pictures: figures need matplotlib: pip install 'rsnn-fmnist[report]'"
+    )
+    assert not list(here.iterdir())
+    assert cli.main(["--model", "plain", *SMALL, "--epochs", "1", "--tb", "--quiet"]) == 0
 
 
 def test_a_run_from_start_to_summary(here: Path, capsys: Any) -> None:

@@ -1,6 +1,7 @@
 """Looking inside: what is recorded is what the running backend computes, and nothing stays."""
 
 import importlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -156,13 +157,9 @@ def leftovers(model: nn.Module) -> list[str]:
 def test_nothing_stays_behind() -> None:
     model = exact_model("stateful-synapse")
     names = {path: set(module.__dict__) for path, module in model.named_modules()}
-    rec = None
-    try:
-        with record(model) as rec:
-            assert leftovers(model) == ["sn1", "sy1", "sn2"]
-            raise ZeroDivisionError  # whatever happens inside
-    except ZeroDivisionError:
-        pass
+    with suppress(ZeroDivisionError), record(model) as rec:
+        assert leftovers(model) == ["sn1", "sy1", "sn2"]
+        raise ZeroDivisionError  # whatever happens inside
     assert not leftovers(model)
     assert names == {path: set(module.__dict__) for path, module in model.named_modules()}
     assert list(rec) == []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_checkpoint import same
-from test_tracking import points
+from test_tracking import events, hparams, points
 
 from rsnn_fmnist import checkpoint, cli, models
 from rsnn_fmnist.interrupt import Interrupt, InterruptedRunError
@@ -59,6 +59,17 @@ def final(folder: Path) -> Any:
     return timeless({"files": files, "rows": rows, "scalars": scalars})
 
 
+def figures(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """The images and histograms in a folder of events: tag -> (epoch, bytes)."""
+    found: dict[str, list[tuple[int, bytes]]] = {}
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.tag.startswith(("picture/", "confusion", "weight/", "potential/")):
+                drawn = found.setdefault(value.tag, [])
+                drawn.append((event.step, value.SerializeToString(deterministic=True)))
+    return found
+
+
 FLAGS = [
     "--tb",
     "--model feedback --opt adam --lr 0.01 --lrs step --step-size 1",
@@ -84,6 +95,42 @@ def test_stopped_at_any_batch(
     assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
 
 
+def test_figures_are_drawn_once_and_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of epochs 1 and 2 (every second one, and the last); stopped in training and in evaluation."""
+    pytest.importorskip("matplotlib")
+    flags = "--model stateful-synapse --tb-pictures 2"
+    assert cli.main(command(tmp_path / "whole", flags)) == 0
+    for looks in (15, 8, 6, 4):
+        monkeypatch.setattr(run_module, "Interrupt", lambda looks=looks: StopAfter(looks))
+        stopped = command(tmp_path / "stopped", f"{flags} --resume auto")
+        assert cli.main(stopped) == 128 + signal.SIGINT
+    monkeypatch.setattr(run_module, "Interrupt", Interrupt)
+    assert cli.main(command(tmp_path / "stopped", f"{flags} --resume auto")) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+    whole, mended = (figures(tmp_path / name / "run" / "tb") for name in ("whole", "stopped"))
+    assert whole == mended
+    assert {"confusion", "picture/0", "picture/4", "weight/sy1.w", "potential/sn1"} <= set(whole)
+    assert all([epoch for epoch, _ in drawn] == [1, 2] for drawn in whole.values())
+    assert len(hparams(tmp_path / "stopped" / "run" / "tb")) == 3
+
+
+@pytest.mark.parametrize("flags", ["", "--tb", "--tb-pictures 1"])
+def test_looking_inside_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    """Of a model that draws random numbers even in an evaluation."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(models.MODELS, "noisy", lambda: Noisy(always=True))
+    plain = "--model noisy --lr 0.01"
+    assert cli.main(command(tmp_path / "plain", plain)) == 0
+    assert cli.main(command(tmp_path / "inside", f"{plain} {flags}")) == 0
+    one, other = final(tmp_path / "plain"), final(tmp_path / "inside")
+    assert same(one["files"], other["files"])
+    assert same(one["rows"], other["rows"])
+
+
 @pytest.mark.parametrize("batches", [9, 10, 11, 12, 20, 21, 22])
 def test_stopped_around_the_end_of_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
@@ -101,14 +148,15 @@ def test_stopped_around_the_end_of_an_epoch(
 class Noisy(torch.nn.Module):
     """A model that draws random numbers while it trains, and counts in a buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, always: bool = False) -> None:
         super().__init__()
         layers = torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(784, 10)
         self.layers = torch.nn.Sequential(*layers, torch.nn.BatchNorm1d(10))
+        self.always = always
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.layers(x)
-        return scores
+        return scores + torch.rand_like(scores) if self.always else scores
 
 
 def test_random_state_and_buffers_come_back(

@@ -17,6 +17,9 @@ from .openmp import compiled, fork, reassociated
 
 Array = NDArray[np.floating]  # [T, L], [T, N, F] or a row of these
 
+LINE = 16  # lanes that share a cache line, which two threads had better not write to
+FOURS = 4  # samples that `add_product` takes together, so that no share splits them
+
 GIVEN, ATAN, SOFT_SIGN, PIECEWISE_QUADRATIC = range(4)  # Cell.slope: how slopes are computed
 
 
@@ -77,7 +80,7 @@ def slope_row(h: Array, slope: Array, cell: Cell) -> None:
     elif cell.slope == PIECEWISE_QUADRATIC:
         for j in range(h.size):
             u = alpha - alpha * alpha * abs(h[j] - v_threshold)
-            slope[j] = u if u > 0 else of(0)
+            slope[j] = of(0) if u < 0 else u
 
 
 @compiled
@@ -105,7 +108,7 @@ def neuron_part(part: int, parts: int, x: Array, v: Array, s: Array, h: Array, c
 
     An h of one row, [1, L], is only working space: nothing is kept for a backward pass.
     """
-    a, b = share(part, parts, x.shape[1], 16)
+    a, b = share(part, parts, x.shape[1], LINE)
     last_row = h.shape[0] - 1
     for t in range(x.shape[0]):
         fire_row(x[t, a:b], v[a:b], s[t, a:b], h[min(t, last_row), a:b], cell)
@@ -121,7 +124,7 @@ def neuron_backward_part(
     part: int, parts: int, grad_s: Array, grad_v: Array, h: Array, grad_x: Array, cell: Cell
 ) -> None:
     """Lanes back through all steps; grad_x holds the slopes on entry where they are given."""
-    a, b = share(part, parts, h.shape[1], 16)
+    a, b = share(part, parts, h.shape[1], LINE)
     for t in range(h.shape[0] - 1, -1, -1):
         slope_row(h[t, a:b], grad_x[t, a:b], cell)
         fire_row_backward(grad_s[t, a:b], grad_v[a:b], h[t, a:b], grad_x[t, a:b], cell)
@@ -180,7 +183,7 @@ def recurrent_part(
         weight: [F, F], the half for y.
         y, v: [N, F], from the first state to the last.
     """
-    a, b = share(part, parts, y.shape[0], 4)
+    a, b = share(part, parts, y.shape[0], FOURS)
     last_row = h.shape[0] - 1
     i = np.empty_like(y[a:b])
     for t in range(i_x.shape[0]):
@@ -208,7 +211,7 @@ def recurrent_backward_part(
     cell: Cell,
 ) -> None:
     """Samples back through all steps; weight_t [F, F] is the weight's half for y, transposed."""
-    a, b = share(part, parts, grad_y.shape[0], 4)
+    a, b = share(part, parts, grad_y.shape[0], FOURS)
     for t in range(h.shape[0] - 1, -1, -1):
         grad_y[a:b] += grad_s[t, a:b]
         slope_row(flat(h[t, a:b]), flat(grad_i[t, a:b]), cell)
@@ -249,7 +252,7 @@ def filter_row_backward(
 @compiled
 def synapse_part(part: int, parts: int, x: Array, y: Array, y_seq: Array, k: float) -> None:
     """Lanes over all steps: fills y_seq [T, L] on from y [L]."""
-    a, b = share(part, parts, x.shape[1], 16)
+    a, b = share(part, parts, x.shape[1], LINE)
     filter_row(x[0, a:b], y[a:b], y_seq[0, a:b], k)
     for t in range(1, x.shape[0]):
         filter_row(x[t, a:b], y_seq[t - 1, a:b], y_seq[t, a:b], k)
@@ -274,7 +277,7 @@ def synapse_backward_part(
     k: float,
 ) -> None:
     """Lanes back through all steps; grad_k [L] is k's gradient lane by lane."""
-    a, b = share(part, parts, x.shape[1], 16)
+    a, b = share(part, parts, x.shape[1], LINE)
     for t in range(x.shape[0] - 1, -1, -1):
         before = y if t == 0 else y_seq[t - 1]
         filter_row_backward(

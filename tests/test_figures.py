@@ -1,0 +1,126 @@
+"""Figures show the numbers they are given."""
+
+import subprocess
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsnn_fmnist import models
+from rsnn_fmnist.spiking import IF, record
+
+matplotlib = pytest.importorskip("matplotlib")
+from rsnn_fmnist import figures  # noqa: E402
+
+
+def inspected(model: nn.Module, x: Tensor, n: int) -> tuple[Tensor, figures.Sample]:
+    with torch.no_grad(), record(model) as rec:
+        scores = model(x)
+    return scores[n], figures.sample(rec, n)
+
+
+def active(name: str) -> tuple[Tensor, Tensor, figures.Sample]:
+    """The second of three pictures, on its way through an untrained network that fires."""
+    torch.manual_seed(3)
+    x = torch.rand(3, 28, 28) * 4
+    return (x, *inspected(models.build(name), x, 1))
+
+
+@pytest.mark.parametrize("name", ["plain", "feedback", "stateful-synapse"])
+def test_passage(name: str) -> None:
+    x, scores, sample = active(name)
+    figure = figures.passage(x[1], 3, scores, sample)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes[2:]}
+    traces = ["sy1: trace y"] if name == "stateful-synapse" else []
+    assert list(panels) == [
+        "columns as read, pixels from the top",
+        "sn1: spikes s, by neuron",
+        "sn1: potential before the reset, h",
+        *traces,
+        "sn2: spikes s, by neuron",
+        "sn2: potential before the reset, h",
+        "running rates of the classes",
+    ]
+    for axes in panels.values():
+        assert axes.get_xlim() == (-0.5, 27.5)
+    assert np.array_equal(figure.axes[0].images[0].get_array(), x[1])
+    for layer in ("sn1", "sn2"):
+        trains = sample.layers[layer]
+        assert isinstance(trains, figures.Trains)
+        assert 0 < trains.s.sum() < trains.s.size
+        (marks,) = panels[f"{layer}: spikes s, by neuron"].collections
+        t, neuron = np.nonzero(trains.s)
+        assert np.array_equal(marks.get_offsets(), np.stack((t, neuron), 1))
+    hidden, output = sample.layers["sn1"], sample.layers["sn2"]
+    image = panels["sn1: potential before the reset, h"].images[0]
+    assert np.array_equal(image.get_array(), hidden.h.T)
+    assert image.norm(1.0) == pytest.approx(0.5)  # the threshold is the middle of the colours
+    lines = panels["sn2: potential before the reset, h"].lines
+    assert np.array_equal([line.get_ydata() for line in lines[:10]], output.h.T)
+    rates = [line.get_ydata()[-1] for line in panels["running rates of the classes"].lines]
+    assert rates == pytest.approx(scores.tolist())
+    bars = [bar.get_width() for bar in figure.axes[1].patches]
+    assert bars == pytest.approx(scores.tolist())
+    how = "rightly" if int(scores.argmax()) == 3 else "wrongly"
+    assert figure.get_suptitle().startswith(f"dress, {how} taken for ")
+
+
+def test_models_without_ten_neurons_or_any_are_drawn_too() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 28, 28)
+    for model in (
+        nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+        models.build("plain", hidden=1),
+        nn.Sequential(
+            models.ColumnReader(OrderedDict(fc=nn.Linear(28, 3), sn=IF())), nn.Linear(3, 10)
+        ),
+    ):
+        scores, sample = inspected(model, x, 0)
+        assert figures.pixels(figures.passage(x[0], 0, scores, sample)).std() > 10
+
+
+def test_running_rates() -> None:
+    s = np.zeros((4, 10))
+    s[1:, 2] = 1
+    trains = figures.Trains(s, s, 1.0)
+    rates = figures.Sample({"sn": trains}).running_rates()
+    assert rates is not None
+    assert rates[:, 2].tolist() == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4])
+    few = figures.Trains(s[:, :3], s[:, :3], 1.0)
+    assert figures.Sample({"sn": few}).running_rates() is None
+    assert figures.Sample({"sy": s}).running_rates() is None
+
+
+def test_confusion_matrix() -> None:
+    counts = torch.arange(100).reshape(10, 10)
+    counts[4] = 0  # a class without pictures
+    figure = figures.confusion_matrix(counts)
+    (axes,) = figure.axes
+    texts = [int(text.get_text()) for text in axes.texts]
+    assert texts == counts.flatten().tolist()
+    shown = axes.images[0].get_array()
+    assert shown[9].sum() == pytest.approx(1)
+    assert shown[4].sum() == 0
+    total, right = int(counts.sum()), int(counts.trace())
+    assert axes.get_title() == f"{right:,} of {total:,} test pictures named rightly"
+
+
+def test_pixels_are_the_figures() -> None:
+    x, scores, sample = active("plain")
+    drawn = figures.pixels(figures.passage(x[1], 3, scores, sample))
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[2] == 3
+    assert 100 < drawn.mean() < 255
+
+
+def test_pyplot_is_never_touched() -> None:
+    """Its state is global, and it may want a screen."""
+    program = (
+        "import sys, torch; from rsnn_fmnist import figures;"
+        "figures.pixels(figures.confusion_matrix(torch.eye(10)));"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
