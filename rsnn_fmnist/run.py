@@ -316,17 +316,14 @@ def train(
         tracker = Tracker(console, records, events, insight)
         try:
             fit(session, progress, tracker=tracker, saver=saver, interrupt=interrupt)
-            if events:
-                events.finish()
+            tracker.finish()
         except InterruptedRunError as stop:
-            console.close_bar()
+            tracker.close()
             again = "" if saver.failed else f"; go on with --resume {directory}"
             print(f"stopped by {stop} in epoch {progress.epoch}{again}", flush=True)
             return stop.exit_code
         finally:
-            console.close_bar()
-            if events:
-                events.close()
+            tracker.close()
     if saver.failed:
         raise RunError(f"{directory}: the last checkpoint could not be saved; see above")
     print(summary(experiment, progress.rows, directory, machine))

@@ -88,18 +88,30 @@ class RunDirectory:
         self._put(METRICS, "".join(map(_line, self._rows)))
 
     def add_row(self, row: Row) -> None:
-        """Append an epoch to metrics.jsonl; where that fails, the next one writes it whole."""
+        """Append an epoch to metrics.jsonl; where that fails, it is tried again with the next."""
         self._rows.append(row)
+        if self._behind:
+            self.catch_up()
+            return
         try:
-            if self._behind:
-                self._put(METRICS, "".join(map(_line, self._rows)))
-            else:
-                with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                    file.write(_line(row))
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+        except OSError as error:
+            self._fall_behind(error)
+
+    def catch_up(self) -> None:
+        """Write metrics.jsonl whole where a row is missing in it."""
+        if not self._behind:
+            return
+        try:
+            self._put(METRICS, "".join(map(_line, self._rows)))
             self._behind = False
         except OSError as error:
-            self._behind = True
-            warn(f"{self.path / METRICS} not written ({error.strerror or error})")
+            self._fall_behind(error)
+
+    def _fall_behind(self, error: OSError) -> None:
+        self._behind = True
+        warn(f"{self.path / METRICS} not written ({error.strerror or error}), to be tried again")
 
     def _put(self, name: str, text: str) -> None:
         content = text.encode()
@@ -112,7 +124,7 @@ def _line(row: Row) -> str:
 
 def warn(message: str) -> None:
     """Tell on standard error what went wrong with a record; the run itself goes on."""
-    print(f"rsnn_fmnist: warning: {message}; training goes on and will try again", file=sys.stderr)
+    print(f"rsnn_fmnist: warning: {message}; training goes on", file=sys.stderr, flush=True)
 
 
 class Saver:
@@ -140,7 +152,8 @@ class Saver:
             self.failed = False
         except OSError as error:
             self.failed = True
-            warn(f"checkpoint not saved in {self.path} ({error.strerror or error})")
+            reason = error.strerror or error
+            warn(f"checkpoint not saved in {self.path} ({reason}), to be tried again")
         self._saved = time.monotonic()
 
     def _save_best(self, progress: Progress) -> None:

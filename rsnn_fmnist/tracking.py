@@ -6,7 +6,7 @@ Nothing here decides anything about the run.
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from .config import Experiment
 from .insight import Insight, drawing
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, warn
 from .session import Progress, Row
 
 EVENTS = "events.out.tfevents.*"
+REWOUND = "events.out.tfevents.0000000000.rewound"  # files are read in the order of their names
 SCALARS = (
     "train_loss",
     "train_acc1",
@@ -86,7 +87,7 @@ class TensorBoard:
     Args:
         folder: the run's tb/.
         rows: the epochs that are done. Points of later ones, left by a run that died after its
-            last checkpoint, are dropped; where there are no events at all, the rows are written.
+            last checkpoint, are dropped; points of the rows that are not there are written.
         epoch: the epoch that comes next.
         experiment: what the HParams tab shows beside the last metrics; None: nothing.
     """
@@ -96,13 +97,14 @@ class TensorBoard:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.folder = folder
         kept = rewind(folder, epoch)
         self._writer: Any = SummaryWriter(str(folder))  # its types are incomplete
         if experiment:
             self._hparams(experiment)
-        if not kept:
-            for row in rows:
-                self.epoch(row)
+        for row in rows:
+            tags = [tag for tag in SCALARS if tag in row and (tag, row["epoch"]) not in kept]
+            self._scalars({tag: row[tag] for tag in tags}, row["epoch"])
 
     def epoch(self, row: Row, insight: Insight | None = None) -> None:
         """Write an epoch's points, and what its insight has to tell."""
@@ -180,25 +182,46 @@ class Tracker:
     def epoch(self, row: Row, seconds_left: float) -> None:
         self.run.add_row(row)
         if self.tensorboard:
-            self.tensorboard.epoch(row, self.insight)
+            try:
+                self.tensorboard.epoch(row, self.insight)
+            except OSError as error:
+                folder, self.tensorboard = self.tensorboard.folder, None
+                warn(
+                    f"{folder} not written ({error.strerror or error}); a resumed run will mend it"
+                )
         self.console.epoch(row, seconds_left)
 
+    def finish(self) -> None:
+        """The run has come to its end."""
+        if self.tensorboard:
+            with suppress(OSError):  # told at the epoch
+                self.tensorboard.finish()
 
-def rewind(folder: Path, epoch: int) -> int:
+    def close(self) -> None:
+        """Leave nothing half said; a second time nothing happens."""
+        self.console.close_bar()
+        self.run.catch_up()
+        if self.tensorboard:
+            with suppress(OSError):
+                self.tensorboard.close()
+            self.tensorboard = None
+
+
+def rewind(folder: Path, epoch: int) -> set[tuple[str, int]]:
     """Drop from the event files every point at `epoch` or later, or twice there, and the HParams.
 
     TensorBoard itself would show both the points of a run that died and those of its resumption.
     HParams belong to no epoch; whoever goes on with the run enters them anew.
 
     Returns:
-        How many events are left.
+        The (tag, epoch) of the points that are left.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     files = sorted(folder.glob(EVENTS))
     if not files:
-        return 0
+        return set()
     seen: set[tuple[str, int]] = set()
     kept: list[bytes] = []
     for record in _records(files):
@@ -209,15 +232,16 @@ def rewind(folder: Path, epoch: int) -> int:
             seen |= points
             kept.append(record)
     fresh = folder / "rewound.tmp"
-    with fresh.open("wb") as file:
-        writer = RecordWriter(file)
+    with fresh.open("wb") as stream:
+        writer = RecordWriter(stream)
         writer.write(Event(file_version="brain.Event:2").SerializeToString())
         for record in kept:
             writer.write(record)
-    fresh.replace(files[0])
-    for other in files[1:]:
-        other.unlink()
-    return len(kept)
+    fresh.replace(folder / REWOUND)
+    for file in files:
+        if file.name != REWOUND:
+            file.unlink()
+    return seen
 
 
 def _records(files: list[Path]) -> Iterator[bytes]:

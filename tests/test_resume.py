@@ -2,11 +2,7 @@
 
 import importlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -209,33 +205,3 @@ def test_a_longer_run_goes_on_with_the_longer_schedule(tmp_path: Path) -> None:
     assert points(tmp_path / "run" / "tb")["lr"] == [
         (row["epoch"], pytest.approx(row["lr"])) for row in rows
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
-)
-def test_a_real_signal(tmp_path: Path, signum: int, code: int) -> None:
-    """In a process of its own; after SIGKILL the last timed checkpoint is what is left."""
-    flags = "--epochs 200 --checkpoint-every 0.05 --quiet --tb"
-    small = (
-        "import sys; from rsnn_fmnist import cli, data;"
-        "data.SYNTHETIC = {'train': (640, 1), 'test': (200, 2)};"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    source = str(Path(models.__file__).parents[1])
-    with subprocess.Popen(
-        [sys.executable, "-c", small, *command(tmp_path / "stopped", flags)],
-        env={**os.environ, "PYTHONPATH": source},
-    ) as process:
-        latest = tmp_path / "stopped" / "run" / "latest.pt"
-        deadline = time.monotonic() + 60
-        while not latest.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.5)
-        process.send_signal(signum)
-        assert process.wait(30) == code
-    assert 0 < checkpoint.load(latest)["epoch"] < 200
-    assert cli.main(command(tmp_path / "stopped", flags + " --resume auto")) == 0
-    assert cli.main(command(tmp_path / "whole", flags)) == 0
-    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))

@@ -8,7 +8,7 @@ import torch
 
 from rsnn_fmnist import cli
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.tracking import HPARAMS, TensorBoard, clock, rewind
+from rsnn_fmnist.tracking import REWOUND, HPARAMS, TensorBoard, clock, rewind
 
 TAGS = {
     "train_loss", "train_acc1", "train_acc5", "test_loss", "test_acc1", "test_acc5", "lr",
@@ -48,7 +48,8 @@ def test_a_resumed_run_has_no_point_twice_and_none_of_the_lost_epochs(tmp_path: 
     write(tmp_path, [row(e) for e in range(3)], 3, [row(e, 2.0) for e in (3, 4)])
     expected = [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
     assert all(found == expected for found in points(tmp_path).values())
-    assert rewind(tmp_path, 99) == 5 * len(TAGS)  # nothing dropped, nothing doubled
+    assert sorted(p.name for p in tmp_path.iterdir())[0] == REWOUND  # read before the new file
+    assert len(rewind(tmp_path, 99)) == 5 * len(TAGS)  # nothing dropped, nothing doubled
     assert all(found == expected for found in points(tmp_path).values())
 
 
@@ -58,7 +59,7 @@ def test_events_cut_short_and_doubled_are_mended(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:-7])  # the last event is lost
     (tmp_path / (file.name + ".copy")).write_bytes(whole)  # and every other one is there twice
-    assert rewind(tmp_path, 3) == 3 * len(TAGS)
+    assert len(rewind(tmp_path, 3)) == 3 * len(TAGS)
     assert len(list(tmp_path.iterdir())) == 1
     assert all(found == [(0, 1.0), (1, 1.0), (2, 1.0)] for found in points(tmp_path).values())
 

@@ -1,5 +1,7 @@
 """Real faults done to real processes: kills, full disks, two writers of one directory."""
 
+import contextlib
+import json
 import os
 import random
 import resource
@@ -115,10 +117,10 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, undisturbed: dict[str, Any
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KB, where mounting one is permitted."""
+    """A file system of 512 KB, where mounting one is permitted."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(disk)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -130,21 +132,21 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_full_for_a_while(tiny_disk: Path) -> None:
     """Saves fail while the disk is full; what was saved before stays whole; later ones succeed."""
     filler = tiny_disk / "filler"
-    with start(tiny_disk, "--epochs 400 --checkpoint-every 0.05") as process:
+    with start(tiny_disk, "--epochs 100 --checkpoint-every 0.05 --tb") as process:
         wait_for(tiny_disk / "run" / "latest.pt")
-        with filler.open("wb") as file:
-            try:
-                file.write(b"\0" * 131072)
-                file.flush()
-            except OSError:
-                pass
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            file.write(b"\0" * 524288)
+            file.flush()
         time.sleep(1.0)
         checkpoint.load(tiny_disk / "run" / "latest.pt")
         filler.unlink()
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "warning: checkpoint not saved" in err
-    assert checkpoint.load(tiny_disk / "run" / "latest.pt")["epoch"] == 400
+    content = checkpoint.load(tiny_disk / "run" / "latest.pt")
+    lines = (tiny_disk / "run" / "metrics.jsonl").read_text().splitlines()
+    assert content["epoch"] == 100
+    assert [json.loads(line) for line in lines] == content["rows"]
 
 
 def test_two_writers_of_one_directory(tmp_path: Path, undisturbed: dict[str, Any]) -> None:

@@ -41,8 +41,8 @@ def fire_recurrently(
         _threads(i.numel() * i.shape[-1]),
         _samples(i),
         feedback.contiguous().numpy(),
-        _samples(y[None])[0],
-        _samples(v[None])[0],
+        _rows(y),
+        _rows(v),
         _samples(s),
         _samples(h),
         cell,
@@ -119,15 +119,16 @@ class FireRecurrently(torch.autograd.Function):
             _threads(h.numel() * h.shape[-1]),
             _samples(grad_s),
             feedback.t().contiguous().numpy(),
-            _samples(grad_y[None])[0],
-            _samples(grad_v[None])[0],
+            _rows(grad_y),
+            _rows(grad_v),
             _samples(h),
             _samples(grad_i),
             ctx.cell,
         )
         features = h.shape[-1]
-        grad_feedback = grad_i[1:].reshape(-1, features).t() @ s[:-1].reshape(-1, features)
-        grad_feedback += grad_i[0].reshape(-1, features).t() @ y.reshape(-1, features)
+        before, after = grad_i[:1].reshape(-1, features), grad_i[1:].reshape(-1, features)
+        grad_feedback = after.t() @ s[:-1].reshape(-1, features)
+        grad_feedback.addmm_(before.t(), y.reshape(-1, features))
         return grad_i, grad_feedback, grad_y, grad_v, None, None
 
 
@@ -220,6 +221,11 @@ def _lanes(x_seq: Tensor) -> NDArray[Any]:
 def _row(x: Tensor) -> NDArray[Any]:
     """[...] as [L]; shares memory."""
     return x.numpy().reshape(-1)
+
+
+def _rows(x: Tensor) -> NDArray[Any]:
+    """[..., F] as [N, F]; shares memory."""
+    return x.numpy().reshape(-1, x.shape[-1])
 
 
 def _samples(x_seq: Tensor) -> NDArray[Any]:
