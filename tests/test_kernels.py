@@ -5,10 +5,12 @@ that float32 holds every potential exactly and no rounding can flip a spike; and
 """
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -459,9 +461,7 @@ def test_training_is_the_same_in_float64(name: str) -> None:
     assert losses["torch"][0] > losses["torch"][-1] > 0
 
 
-def test_nothing_is_kept_on_disk_where_that_is_impossible(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_numba_finds_no_directory_for_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_a_cache(loop: Any, *, cache: bool = False, **_: Any) -> Any:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
@@ -469,6 +469,18 @@ def test_nothing_is_kept_on_disk_where_that_is_impossible(
 
     monkeypatch.setattr(openmp, "njit", without_a_cache)
     assert openmp.compiled(len) is len
+
+
+def test_a_full_disk_does_not_keep_kernels_from_running(tmp_path: Path) -> None:
+    program = """
+import resource, torch
+from rsnn_fmnist.spiking import IF
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+IF()(torch.ones(3, 2)).sum().item() == 6 or exit("wrong")
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
+    assert not any(path.stat().st_size for path in tmp_path.rglob("*.nb?"))
 
 
 def test_one_thread_where_torch_has_no_openmp() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from rsnn_fmnist import cli
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.tracking import REWOUND, HPARAMS, TensorBoard, clock, rewind
+from rsnn_fmnist.tracking import HPARAMS, REWOUND, TensorBoard, clock, rewind
 
 TAGS = {
     "train_loss", "train_acc1", "train_acc5", "test_loss", "test_acc1", "test_acc5", "lr",

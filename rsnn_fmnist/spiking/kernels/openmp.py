@@ -12,6 +12,7 @@ Where torch has no OpenMP with GNU's entry points (Windows), loops run in the ca
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +32,17 @@ def compiled(loop: F) -> F:
     """Compile `loop` when first called; kept on disk, so that only the first run ever waits."""
     options = {"error_model": "numpy", "nogil": True}
     try:
-        return njit(loop, cache=True, **options)
+        dispatcher = njit(loop, cache=True, **options)
     except RuntimeError:  # numba found no directory that it may write to
         return njit(loop, **options)
+    save = dispatcher._cache.save_overload
+
+    def save_if_possible(*arguments: Any) -> None:
+        with suppress(OSError):  # a full disk is no reason not to compute
+            save(*arguments)
+
+    dispatcher._cache.save_overload = save_if_possible
+    return dispatcher
 
 
 def reassociated(loop: F) -> F:
