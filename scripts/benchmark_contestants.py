@@ -113,6 +113,10 @@ def read_pictures(root: str) -> tuple[Any, Any]:
 
 def run_ours(case: Case) -> float:
     """The project's own loader, session and optimisation step, in training.train_epoch's order."""
+    from rsnn_fmnist import cli
+
+    cli.calm_openmp()  # as the command line does; before torch
+
     import torch
 
     from rsnn_fmnist import environment

@@ -276,6 +276,22 @@ def test_help_names_every_flag(capsys: Any) -> None:
     assert all(config.flag(name) in out for name in config.FIELDS)
 
 
+def test_openmp_sleeps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    cli.calm_openmp()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cli.calm_openmp()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+def test_torch_is_imported_after_openmp_is_told() -> None:
+    """The command line's module alone must not load torch, or it would be too late."""
+    code = "import sys, rsnn_fmnist.cli; sys.exit('torch' in sys.modules)"
+    source = str(Path(models.__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}).returncode == 0
+
+
 def test_as_a_module(here: Path) -> None:
     """The real program, once: standard output is not buffered away, no bar without a terminal."""
     command = [sys.executable, "-m", "rsnn_fmnist", "--model", "plane"]
