@@ -3,7 +3,7 @@
 Sums stay on the device, so that no batch waits for a number; they are read once an epoch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -37,13 +37,13 @@ class Sums:
     def __init__(self, device: torch.device) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         self.totals = torch.zeros(4, dtype=wide, device=device)
+        self._ks = torch.tensor([1, 5], device=device)
 
     def add(self, loss: Tensor, rates: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss, rates [N, classes] and labels [N]."""
-        top1, top5 = hits(rates, labels, (1, 5))
-        self.totals[0] += loss.detach() * len(labels)
-        self.totals[1] += top1
-        self.totals[2] += top5
+        hits = (ranks(rates, labels)[:, None] < self._ks).sum(0)
+        self.totals[0].add_(loss.detach(), alpha=len(labels))
+        self.totals[1:3] += hits
         self.totals[3] += len(labels)
 
     def wait(self) -> None:
@@ -54,12 +54,6 @@ class Sums:
         """Mean loss, and accuracies at top 1 and top 5 in percent; waits for the device."""
         loss, top1, top5, count = self.totals.tolist()
         return loss / count, 100 * top1 / count, 100 * top5 / count
-
-
-def hits(rates: Tensor, labels: Tensor, ks: Sequence[int]) -> list[Tensor]:
-    """For each k, how many of rates [N, classes] have their label [N] among the k highest."""
-    rank = ranks(rates, labels)
-    return [(rank < k).sum() for k in ks]
 
 
 def gradient_norm(model: nn.Module) -> float | None:

@@ -10,7 +10,6 @@ from rsnn_fmnist.step import (
     Precision,
     Sums,
     evaluation_step,
-    hits,
     ranks,
     rate_loss,
     training_step,
@@ -22,7 +21,6 @@ CPU = torch.device("cpu")
 def test_ties_go_to_the_lower_class() -> None:
     rates = torch.tensor([[0.5, 0.5, 0.2], [0.5, 0.5, 0.2], [0.1, 0.1, 0.1], [0.0, 0.2, 0.9]])
     assert ranks(rates, torch.tensor([0, 1, 2, 0])).tolist() == [0, 1, 2, 2]
-    assert hits(rates, torch.tensor([0, 1, 2, 0]), (1, 2)) == [1, 2]
 
 
 def test_ranks_by_brute_force() -> None:
@@ -39,7 +37,9 @@ def test_ranks_by_brute_force() -> None:
 def test_what_is_not_a_number_never_counts_as_a_hit() -> None:
     rates = torch.full((3, 10), math.nan)
     rates[1, :9] = 0.0  # the label's own rate is a number, another's is not
-    assert hits(rates, torch.tensor([0, 0, 9]), (1,)) == [0]
+    sums = Sums(CPU)
+    sums.add(torch.tensor(0.0), rates, torch.tensor([0, 0, 9]))
+    assert sums.totals.tolist() == [0, 0, 1, 3]  # the second is among the first five
 
 
 def test_loss_is_the_mean_squared_distance_to_one_hot() -> None:
