@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from . import atomic
+from . import atomic, config
 from .config import Experiment
-from .errors import RunError
+from .errors import RunError, UsageError
 from .session import Best, Progress, Session, take_schedule
 from .step import Sums
 
@@ -135,6 +135,11 @@ def _check_state(session: Session, content: Content) -> None:
         for name, value in state.items():
             if value is not None and value.shape not in (parameters[index].shape, torch.Size()):
                 raise ValueError(f"the optimizer's {name} is {list(value.shape)}")
+    if bool(content["scaler"]) != session.scaler.is_enabled():
+        raise ValueError(
+            "by itself --amp is float16 on CUDA and bfloat16 elsewhere; a run that is to move "
+            "between them names its --amp-dtype from the start"
+        )
     batches = len(session.train) // session.experiment.batch_size
     if content["epoch"] < 0 or not 0 <= content["batch"] <= batches:
         raise ValueError(f"it stands at epoch {content['epoch']}, batch {content['batch']}")
@@ -203,6 +208,11 @@ def _check_content(content: object, path: Path) -> None:
     for key, kind in keys.items():
         if not isinstance(content.get(key, ...), kind):
             raise RunError(f"{path}: damaged: {key!r} is missing or not what it should be")
+    rows = content.get("rows", [])
+    if not all(
+        isinstance(row, dict) and {"epoch", "seconds", "test_acc1"} <= row.keys() for row in rows
+    ):
+        raise RunError(f"{path}: damaged: its rows of metrics are not what they should be")
 
 
 def experiment_of(content: Content, path: Path) -> Experiment:
@@ -211,10 +221,15 @@ def experiment_of(content: Content, path: Path) -> Experiment:
     Raises:
         RunError: settings that this program does not know.
     """
+    settings = content["experiment"]
+    names = {field.name for field in dataclasses.fields(Experiment)}
+    if settings.keys() != names:
+        differing = ", ".join(sorted(map(str, settings.keys() ^ names)))
+        raise RunError(f"{path}: damaged or of another version (settings: {differing})")
     try:
-        return Experiment(**content["experiment"])
-    except TypeError as error:
-        raise RunError(f"{path}: damaged or of another version ({_first_line(error)})") from None
+        return Experiment(**{n: config.check(n, v, f"{n} =") for n, v in settings.items()})  # type: ignore[arg-type]
+    except UsageError as error:
+        raise RunError(f"{path}: damaged: {error}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from . import __version__, config
 from .config import FIELDS, Experiment, Machine, Value
 from .errors import RunError, UsageError
+from .interrupt import InterruptedRunError
 
 DESCRIPTION = (
     "Train a spiking neural network to read FashionMNIST column by column. "
@@ -36,15 +37,17 @@ def answer(do: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     calm_openmp()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        return do(arguments)
+        try:
+            return do(arguments)
+        finally:
+            _flush()
     except RunError as error:
         return _report(error, error.exit_code, arguments)
     except KeyboardInterrupt:
         print("rsnn_fmnist: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
-        return 128 + signal.SIGPIPE
+    except InterruptedRunError as stop:  # before there was anything to save
+        return stop.exit_code
     except Exception as error:  # a defect, here or in a user's model: still one line
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         return _report(RunError(f"{message} (--debug shows where)"), 1, arguments)
@@ -62,16 +65,26 @@ def calm_openmp() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     flags = parse(arguments)
+    flags.pop("debug", None)
+    path = flags.pop("config", None)
+    file = config.read_toml(Path(path)) if path else {}
     if flags.pop("info", False):
         from .environment import information
 
-        print(information(config.from_settings(Machine, flags)))
+        print(information(config.from_settings(Machine, {**file, **flags})))
         return 0
-    flags.pop("debug", None)
-    file = flags.pop("config", None)
     from .run import run
 
-    return run(flags, config.read_toml(Path(file)) if file else {})
+    return run(flags, file)
+
+
+def _flush() -> None:
+    """Send out what was printed; where nobody takes it, drop it before Python complains."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(signum: int, _: FrameType | None) -> NoReturn:

@@ -292,7 +292,9 @@ def to_toml(experiment: Experiment) -> str:
     """The experiment as a TOML file that --config reads back; what is None is left out."""
     values = dataclasses.asdict(experiment)
     return "".join(
-        f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None
+        f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+        for name, value in values.items()
+        if value is not None
     )
 
 

@@ -82,6 +82,6 @@ def _finishes(worker: threading.Thread, part: Path) -> bool:
 
 def _bars_on_a_terminal_only() -> contextlib.AbstractContextManager[object]:
     """torchvision draws its progress on standard error wherever that goes."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         return contextlib.nullcontext()
     return contextlib.redirect_stderr(io.StringIO())

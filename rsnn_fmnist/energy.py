@@ -14,7 +14,7 @@ Biases and the arithmetic of neurons and filters are left out.
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -64,7 +64,7 @@ class _Tally:
         """Add the input x of the layer."""
         self.operations += reached(layer, x)
         self.dense += reached(layer, torch.ones_like(x))
-        self.spikes = self.spikes and bool(((x == 0) | (x == 1)).all())
+        self.spikes = self.spikes and _only_spikes(x)
 
 
 def reached(layer: nn.Module, x: Tensor) -> float:
@@ -81,23 +81,51 @@ def reached(layer: nn.Module, x: Tensor) -> float:
     return float(convolve(active, ones, None, *shape).sum().item())
 
 
+@dataclass
+class _Trace:
+    """What a filter has made of its source."""
+
+    name: str
+    output: Tensor
+    source: Tensor
+    reached: bool = False  # another layer, as it is
+    strangers: list[str] = field(default_factory=list)  # layers that then heard something unknown
+
+    def is_in(self, x: Tensor) -> bool:
+        """Whether x is the output, in the same or another shape."""
+        same = x.data_ptr() == self.output.data_ptr() and x.numel() == self.output.numel()
+        return x is self.output or (same and x.is_contiguous() and self.output.is_contiguous())
+
+
+def _only_spikes(x: Tensor) -> bool:
+    return bool(((x == 0) | (x == 1)).all())
+
+
 class _Listener:
     """Hears, by forward hooks, what comes to every layer with synapses."""
 
     def __init__(self) -> None:
         self.heard: dict[str, _Tally] = {}
         self.through_filters: dict[str, _Tally] = {}
-        self._traces: list[tuple[Tensor, Tensor]] = []  # a filter's output and input
+        self._traces: list[_Trace] = []
 
-    def hear(self, name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def hear(
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        named_inputs: dict[str, Tensor],
+        output: Tensor,
+    ) -> None:
         """The hook of a module that has run.
 
         The synapses of a recurrent container hear its input and, one step later, its output, which
         may be spikes where the input is not; those of the last step are counted as the rest.
         """
-        (x,) = inputs
+        (x,) = (*inputs, *named_inputs.values())
         if isinstance(module, SynapseFilter):
-            self._traces.append((output, x))
+            source = self._source(x)
+            self._traces.append(_Trace(name, output, x if source is None else source))
         elif isinstance(module, LinearRecurrentContainer):
             self._add(f"{name}.rc x", module.rc, x)
             self._add(f"{name}.rc y", module.rc, output)
@@ -106,11 +134,33 @@ class _Listener:
 
     def _add(self, name: str, layer: nn.Module, x: Tensor) -> None:
         self.heard.setdefault(name, _Tally()).add(layer, x)
-        for trace, spikes in self._traces:
-            if trace is x:
-                self.through_filters.setdefault(name, _Tally()).add(layer, spikes)
+        source = self._source(x)
+        if source is not None:
+            self.through_filters.setdefault(name, _Tally()).add(layer, source)
+        elif not _only_spikes(x):
+            for trace in self._traces:
+                trace.strangers.append(name)
 
-    def forget_traces(self) -> None:
+    def _source(self, x: Tensor) -> Tensor | None:
+        """What went into the filter, or the first of several, that x came out of, shaped as x."""
+        for trace in self._traces:
+            if trace.is_in(x):
+                trace.reached = True
+                return trace.source.reshape(x.shape)
+        return None
+
+    def end_batch(self) -> None:
+        """Forget the traces.
+
+        Raises:
+            ValueError: a trace of spikes has come to no layer, though one heard something unknown.
+        """
+        for trace in self._traces:
+            if trace.strangers and not trace.reached and _only_spikes(trace.source):
+                raise ValueError(
+                    f"{trace.name}: its output is changed before {trace.strangers[0]} hears it, "
+                    "so that synaptic operations cannot be counted; hand it on as it is"
+                )
         self._traces.clear()
 
 
@@ -123,19 +173,21 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> Energy:
     Args:
         batches: pictures [N, H, W] as the network is given them.
     Raises:
-        ValueError: no pictures; a recurrent container that is run step by step inside another
-            module over time, so that what it feeds back cannot be heard.
+        ValueError: no pictures; a recurrent container or a filter that is run step by step inside
+            another module over time, so that it cannot be heard; a filter's output that is changed
+            on its way to the next layer.
     """
     listener, pictures = _Listener(), 0
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, HEARD):
                 _refuse_nested(model, name, module)
-                hook = module.register_forward_hook(partial(listener.hear, name))
+                hear = partial(listener.hear, name)
+                hook = module.register_forward_hook(hear, with_kwargs=True)
                 stack.callback(hook.remove)
         for x in batches:
             model(x)
-            listener.forget_traces()
+            listener.end_batch()
             pictures += len(x)
     if not pictures:
         raise ValueError("there are no pictures to count operations on")
@@ -157,5 +209,6 @@ def _refuse_nested(model: nn.Module, name: str, module: nn.Module) -> None:
     parts = name.split(".") if name else []
     around = [model.get_submodule(".".join(parts[:n])) for n in range(len(parts))]
     by_steps = any(isinstance(outer, SequenceModule) for outer in around)
-    if isinstance(module, LinearRecurrentContainer) and by_steps:
-        raise ValueError(f"{name}: operations of a container in a container cannot be counted")
+    if isinstance(module, LinearRecurrentContainer | SynapseFilter) and by_steps:
+        kind = "filter" if isinstance(module, SynapseFilter) else "container"
+        raise ValueError(f"{name}: operations of a {kind} in a container cannot be counted")

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
@@ -90,7 +91,7 @@ def passage(x: Tensor, label: int, scores: Tensor, sample: Sample) -> Figure:
     height = 1.1 + 1.25 * rows
     figure = _figure(10, height)
     grid = figure.add_gridspec(
-        rows, 2, width_ratios=(1, 3), left=0.09, right=0.93, top=1 - 0.7 / height,
+        rows, 2, width_ratios=(1, 3), left=0.09, right=0.9, top=1 - 0.7 / height,
         bottom=0.45 / height, hspace=0.5, wspace=0.18,
     )  # fmt: skip
     how = "rightly" if answer == label else "wrongly"
@@ -131,8 +132,17 @@ def _image(axes: Axes, values: Array, aspect: Literal["equal", "auto"] = "equal"
 
 
 def _answer(axes: Axes, scores: Array, label: int) -> None:
-    """The score of each class as a bar, the right one marked by its name in bold."""
+    """The score of each class as a bar, the right one marked by its name in bold.
+
+    A square beside each name is the key to the colours.
+    """
     axes.barh(range(len(scores)), scores, color=COLOURS)
+    beside = axes.get_yaxis_transform()
+    places = [-0.05] * len(scores)
+    axes.scatter(
+        places, range(len(scores)), s=16, c=COLOURS, marker="s", transform=beside, clip_on=False
+    )
+    axes.tick_params(axis="y", length=0, pad=11)
     axes.set_yticks(range(len(scores)), NAMES)
     axes.get_yticklabels()[label].set_fontweight("bold")
     axes.invert_yaxis()
@@ -158,21 +168,26 @@ def _values(axes: Axes, values: Array, threshold: float | None = None) -> None:
             axes.plot(line, color=COLOURS[f], linewidth=1)
         if threshold is not None:
             axes.axhline(threshold, color="black", linewidth=0.7, linestyle=":")
+            _beside(axes, len(values), threshold, f"threshold {threshold:.3g}", "black")
             axes.set_yscale("symlog", linthresh=2 * abs(threshold) or 1.0)
         return
     image: dict[str, Any] = {"cmap": "viridis"}
-    ticks = [float(values.min()), float(values.max())]
+    marks = [("min", float(values.min())), ("max", float(values.max()))]
     if threshold is not None:
         reach = max(float(np.abs(values - threshold).max()), 1e-6)
-        ticks = [threshold - reach, threshold, threshold + reach]
+        marks.insert(1, ("threshold", threshold))
         scale = (lambda h: np.arcsinh(h - threshold), lambda u: np.sinh(u) + threshold)
-        image = {"cmap": "coolwarm", "norm": FuncNorm(scale, vmin=ticks[0], vmax=ticks[-1])}
+        image = {"cmap": "coolwarm", "norm": FuncNorm(scale, threshold - reach, threshold + reach)}
     shown = axes.imshow(values.T, aspect="auto", interpolation="nearest", **image)
     beside = axes.inset_axes((1.01, 0.0, 0.012, 1.0))
     bar = axes.figure.colorbar(shown, cax=beside)
-    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    bar.set_ticks([value for _, value in marks], labels=[""] * len(marks))
     bar.minorticks_off()
-    beside.tick_params(labelsize=7)
+    places: Any = shown.norm(np.array([value for _, value in marks]))
+    heights = _apart(places.tolist(), 0.0, 1.0)
+    for (name, value), height in zip(marks, heights, strict=True):
+        where: dict[str, Any] = {"transform": beside.transAxes, "va": "center", "fontsize": 6.5}
+        beside.text(2.2, height, f"{name} {value:.3g}", **where)
 
 
 def _colours(classes: Array) -> list[str]:
@@ -180,11 +195,36 @@ def _colours(classes: Array) -> list[str]:
 
 
 def _rates(axes: Axes, rates: Array, label: int) -> None:
-    """Rates [T, 10] over time, the right class's as a thick line, with the names beside them."""
+    """Rates [T, 10] over time, the right class's as a thick line.
+
+    Classes that have fired are named at the ends of their lines; the others lie at 0 together.
+    """
     for f, line in enumerate(rates.T):
         width = 2.5 if f == label else 1.0
         axes.plot(line, color=COLOURS[f], linewidth=width, label=NAMES[f])
     axes.set_ylim(-0.03, 1.03)
+    fired = [int(f) for f in np.nonzero(rates[-1])[0]]
+    heights = _apart([float(rates[-1, f]) for f in fired], 0.0, 1.0)
+    for f, height in zip(fired, heights, strict=True):
+        name = _beside(axes, len(rates), height, NAMES[f], COLOURS[f])
+        name.set_fontweight("bold" if f == label else "normal")
+
+
+def _beside(axes: Axes, steps: int, height: float, words: str, colour: str) -> Text:
+    """Words to the right of a panel, at the end of a line."""
+    return axes.text(steps - 0.2, height, words, color=colour, fontsize=6.5, va="center")
+
+
+def _apart(heights: list[float], low: float, high: float) -> list[float]:
+    """The heights moved as far apart as words need, their order kept, from `low` to `high`."""
+    gap = (high - low) * min(0.14, 1 / max(len(heights) - 1, 1))
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    apart = list(heights)
+    for n, f in enumerate(order):  # up, away from the one below
+        apart[f] = max(apart[f], low if n == 0 else apart[order[n - 1]] + gap)
+    for n, f in enumerate(reversed(order)):  # down, where that went beyond the top
+        apart[f] = min(apart[f], high - n * gap)
+    return apart
 
 
 def confusion_matrix(counts: Tensor) -> Figure:

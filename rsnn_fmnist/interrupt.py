@@ -8,6 +8,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)  # nobody reads standard output any more
 STOPPING = tuple(s for s in (signal.SIGINT, getattr(signal, "SIGTERM", None)) if s is not None)
 
 
@@ -15,7 +16,7 @@ class InterruptedRunError(Exception):
     """The run was asked to stop; its checkpoint is saved by the time this reaches cli.py."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+        super().__init__(signal.Signals(signum).name if signum != BROKEN_PIPE else "SIGPIPE")
         self.exit_code = 128 + signum
 
 

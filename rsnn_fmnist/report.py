@@ -84,12 +84,22 @@ def inspect(path: Path, index: int, out: Path, machine: Machine, figures: Any) -
     cost = energy.measure(session.model, [x])
     right, answer = int(labels[0]), int(scores[0].argmax())
     print(f"test picture {index}: {NAMES[right]}, taken for {NAMES[answer]}")
-    print(
-        f"{cost.synaptic_operations:,.0f} synaptic operations (spikes times fan-out); without "
-        f"spikes the network takes {cost.dense_multiply_accumulates:,.0f} multiply-accumulates"
-    )
+    print(energy_lines(cost))
     print(f"wrote {file}")
     return 0
+
+
+def energy_lines(cost: energy.Energy) -> str:
+    """What a picture costs with spikes and without, a line each."""
+    accumulate, multiply = energy.ACCUMULATE * 1e12, energy.MULTIPLY_ACCUMULATE * 1e12
+    return (
+        f"with spikes: {cost.synaptic_operations:,.0f} synaptic operations (spikes times fan-out); "
+        f"{cost.accumulates:,.0f} accumulates and {cost.multiply_accumulates:,.0f} "
+        f"multiply-accumulates remain, {cost.joules * 1e9:,.1f} nJ\n"
+        f"without: {cost.dense_multiply_accumulates:,.0f} multiply-accumulates, "
+        f"{cost.dense_joules * 1e9:,.1f} nJ ({accumulate:.1f} and {multiply:.1f} pJ each, 45 nm, "
+        "Horowitz 2014)"
+    )
 
 
 def read(path: Path) -> tuple[Experiment, dict[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from .config import Experiment, Machine, Value
 from .data import CLASSES, SIDE, Loader, Splits
 from .errors import RunError, UsageError
 from .insight import Insight, drawing
-from .interrupt import Interrupt, InterruptedRunError
+from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
 from .session import Progress, Row, Session, best_metric, open_session
 from .spiking import BackendUnavailableError, set_backend
@@ -42,7 +43,7 @@ def run(flags: Settings, file: Settings) -> int:
         import_models(Path(machine.models_file))
     experiment, directory, content = identify(machine, flags, file)
     if content and finished(experiment, content) and not machine.test_only:
-        print(summary(experiment, content["rows"], directory, machine))
+        print(summary(experiment, content["rows"], directory))
         return 0
     device = environment.choose_device(machine.device)
     backend = choose_backend(machine.backend, device)
@@ -76,8 +77,10 @@ def identify(
         directory = locate(experiment, machine)
         content = starting_point(machine, directory)
     else:
-        if "run_name" in flags:
-            raise UsageError("--run-name: a resumed run stays in its directory; leave it out")
+        for name in ("run_name", "output_dir"):
+            if name in flags:
+                flag = config.flag(name)
+                raise UsageError(f"{flag}: a resumed run stays in its directory; leave it out")
         path = Path(machine.resume)
         if not path.exists():
             raise UsageError(f"--resume {path}: no such file or directory")
@@ -89,7 +92,10 @@ def identify(
         experiment = config.from_settings(Experiment, kept | settings)
         check_experiment(experiment, machine)
     if content:
-        refuse_changes(experiment, checkpoint.experiment_of(content, directory), directory)
+        kept_experiment = checkpoint.experiment_of(content, directory)
+        if "epochs" not in settings:
+            experiment = dataclasses.replace(experiment, epochs=kept_experiment.epochs)
+        refuse_changes(experiment, kept_experiment, content, directory)
         if content["kind"] != "run" and not machine.test_only:
             raise RunError(
                 f"{machine.resume}: holds the weights of one epoch only; resume from latest.pt, or "
@@ -135,15 +141,18 @@ def check_experiment(experiment: Experiment, machine: Machine) -> None:
     config.check_together(experiment, machine)
 
 
-def refuse_changes(asked: Experiment, kept: Experiment, directory: Path) -> None:
-    """Raises UsageError when a setting differs from the checkpoint's, a larger epochs aside."""
+def refuse_changes(asked: Experiment, kept: Experiment, content: Content, directory: Path) -> None:
+    """Raises UsageError when a setting differs from the checkpoint's.
+
+    More epochs extend the run; as many as it has done, or fewer, have it finished.
+    """
     for name in config.differences(asked, kept):
         new, old = getattr(asked, name), getattr(kept, name)
-        if name == "epochs" and new > old:
+        if name == "epochs" and (new > old or content.get("epoch", 0) >= new):
             continue
         raise UsageError(
             f"{config.flag(name)} {new}: the run in {directory} has {old}, which cannot change "
-            "when it resumes; leave the flag out, or start another run"
+            "when it resumes; name that, or start another run"
         )
 
 
@@ -161,11 +170,14 @@ def import_models(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"--models-file {path}: no such file")
     try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"models_file_{path.stem}", path)
         if spec is None or spec.loader is None:
             raise ImportError("not a Python file")
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except Exception as error:  # whatever the user's file raises
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        sys.path.insert(0, str(path.resolve().parent))  # for what lies beside it
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise RunError(f"--models-file {path}: {type(error).__name__}: {error}") from error
 
 
@@ -226,9 +238,15 @@ def build_model(experiment: Experiment) -> nn.Module:
                 f"{config.flag(name)} {value}: the model {experiment.model} has no such option"
             )
     try:
-        return models.build(experiment.model, **chosen)
-    except Exception as error:  # a user's model may raise anything
+        model = models.build(experiment.model, **chosen)
+    except (Exception, SystemExit) as error:  # a user's model may raise anything
         raise RunError(f"the model {experiment.model} cannot be built: {error}") from error
+    if not isinstance(model, nn.Module) or not list(model.parameters()):
+        raise RunError(
+            f"the model {experiment.model} is no torch.nn.Module with parameters to learn, but "
+            f"{type(model).__name__}"
+        )
+    return model
 
 
 def check_model(session: Session) -> None:
@@ -240,10 +258,10 @@ def check_model(session: Session) -> None:
     name = session.experiment.model
     devices = [session.device] if session.device.type == "cuda" else []
     session.model.eval()
-    with torch.random.fork_rng(devices), torch.no_grad(), session.precision.autocast():
+    with torch.random.fork_rng(devices), session.precision.autocast():
         try:
             scores = session.model(torch.zeros(2, SIDE, SIDE, device=session.device))
-        except Exception as error:  # a user's model may raise anything
+        except (Exception, SystemExit) as error:  # a user's model may raise anything
             raise RunError(f"the model {name} fails on pictures [2, 28, 28]: {error}") from error
     shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if shape != [2, CLASSES]:
@@ -251,6 +269,8 @@ def check_model(session: Session) -> None:
             f"the model {name} returns {shape} for pictures [2, 28, 28]; it should return scores "
             f"[2, {CLASSES}]"
         )
+    if not (scores.is_floating_point() and scores.requires_grad):
+        raise RunError(f"the model {name} returns {scores.dtype} scores that carry no gradient")
 
 
 def announce(console: Console, session: Session, splits: Splits, backend: str) -> None:
@@ -303,6 +323,8 @@ def train(
         content = starting_point(machine, directory)
         progress = Progress(experiment.start_epoch, Sums(session.device))
         if content:
+            kept = checkpoint.experiment_of(content, directory)
+            refuse_changes(experiment, kept, content, directory)  # it may be another's by now
             progress = checkpoint.restore(session, content, directory)
         where = f", from epoch {progress.epoch}, batch {progress.batch}" if content else ""
         console.say(f"run      {directory}{where}")
@@ -319,18 +341,19 @@ def train(
             tracker.finish()
         except InterruptedRunError as stop:
             tracker.close()
-            again = "" if saver.failed else f"; go on with --resume {directory}"
-            print(f"stopped by {stop} in epoch {progress.epoch}{again}", flush=True)
+            again = "" if saver.failed else f"; go on with --resume {shlex.quote(str(directory))}"
+            if stop.exit_code != 128 + BROKEN_PIPE:
+                console.tell(f"stopped by {stop} in epoch {progress.epoch}{again}")
             return stop.exit_code
         finally:
             tracker.close()
     if saver.failed:
         raise RunError(f"{directory}: the last checkpoint could not be saved; see above")
-    print(summary(experiment, progress.rows, directory, machine))
+    console.tell(summary(experiment, progress.rows, directory))
     return 0
 
 
-def summary(experiment: Experiment, rows: list[Row], directory: Path, machine: Machine) -> str:
+def summary(experiment: Experiment, rows: list[Row], directory: Path) -> str:
     """What was learnt: the last epoch's accuracy first, the best epoch's by how it was chosen."""
     last = rows[-1]
     metric = best_metric(experiment)
@@ -354,5 +377,5 @@ def summary(experiment: Experiment, rows: list[Row], directory: Path, machine: M
         f"records: {directory}",
     ]
     if (directory / "tb").is_dir():
-        lines.append(f"curves: tensorboard --logdir {machine.output_dir}")
+        lines.append(f"curves: tensorboard --logdir {shlex.quote(str(directory.parent))}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@
 A directory that holds a run is never written to by another one.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -124,7 +125,8 @@ def _line(row: Row) -> str:
 
 def warn(message: str) -> None:
     """Tell on standard error what went wrong with a record; the run itself goes on."""
-    print(f"rsnn_fmnist: warning: {message}; training goes on", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # as when standard error is a file on the same full disk
+        print(f"rsnn_fmnist: warning: {message}; training goes on", file=sys.stderr, flush=True)
 
 
 class Saver:
@@ -146,9 +148,9 @@ class Saver:
 
     def save(self, progress: Progress) -> None:
         try:
+            self._save_best(progress)  # first: a run that is done in latest.pt lacks nothing
             content = checkpoint.capture(self.session, progress)
             checkpoint.save(self.path / LATEST, content, keep_previous=True)
-            self._save_best(progress)
             self.failed = False
         except OSError as error:
             self.failed = True

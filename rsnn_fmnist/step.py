@@ -13,8 +13,6 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 from torch.optim import Optimizer
 
-CLASSES = 10
-
 
 @dataclass(frozen=True)
 class Precision:

@@ -13,7 +13,9 @@ from typing import Any
 from tqdm import tqdm
 
 from .config import Experiment
+from .errors import RunError
 from .insight import Insight, drawing
+from .interrupt import BROKEN_PIPE, InterruptedRunError
 from .run_directory import RunDirectory, warn
 from .session import Progress, Row
 
@@ -43,11 +45,26 @@ class Console:
         self.epochs = epochs
         self.quiet = quiet
         self._bar: tqdm | None = None  # type: ignore[type-arg]
-        self._bars = sys.stderr.isatty() and not quiet
+        self._bars = sys.stderr is not None and sys.stderr.isatty() and not quiet
 
     def say(self, line: str) -> None:
+        """Print a line, unless quiet.
+
+        Raises:
+            InterruptedRunError: the reader has gone (`| head`). Any other failure, such as a full
+                disk under a log file, costs the line and not the run.
+        """
         if not self.quiet:
+            self.tell(line)
+
+    def tell(self, line: str) -> None:
+        """As `say`, quiet or not."""
+        try:
             print(line, flush=True)
+        except BrokenPipeError:
+            raise InterruptedRunError(BROKEN_PIPE) from None
+        except OSError:
+            pass
 
     def batch(self, progress: Progress, batches: int) -> None:
         """Move the bar on; it is made at the first batch of an epoch."""
@@ -90,6 +107,8 @@ class TensorBoard:
             last checkpoint, are dropped; points of the rows that are not there are written.
         epoch: the epoch that comes next.
         experiment: what the HParams tab shows beside the last metrics; None: nothing.
+    Raises:
+        RunError: the folder is a link, whose target may be somebody else's.
     """
 
     def __init__(
@@ -97,6 +116,8 @@ class TensorBoard:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if folder.is_symlink():
+            raise RunError(f"{folder} is a link; TensorBoard's events are written to a folder only")
         self.folder = folder
         kept = rewind(folder, epoch)
         self._writer: Any = SummaryWriter(str(folder))  # its types are incomplete

@@ -138,7 +138,7 @@ def refuse_divergence(session: Session, progress: Progress) -> None:
     what = "loss" if not math.isfinite(loss) else "weights"
     raise RunError(
         f"the {what} became not finite in epoch {progress.epoch}, batch {progress.batch}: try a "
-        f"smaller --lr than {session.experiment.lr:g}; checkpoints hold the state before"
+        f"smaller --lr than {session.experiment.lr:g}; no checkpoint is made of this state"
     )
 
 

@@ -36,7 +36,7 @@ def session(**settings: Any) -> Session:
 def progress(opened: Session) -> Progress:
     sums = Sums(CPU)
     sums.totals.copy_(torch.tensor([0.5, 1, 2, 3]))
-    row = {"epoch": 0, "test_acc1": 12.5}
+    row = {"epoch": 0, "test_acc1": 12.5, "seconds": 1.0}
     best = Best(0, 12.5, {n: t.clone() for n, t in opened.model.state_dict().items()})
     return Progress(1, sums, 7, 2.5, [row], best)
 
@@ -92,14 +92,25 @@ def test_a_save_that_fails_leaves_the_last_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("fsync", "link"):
-        monkeypatch.setattr(atomic.os, name, full)
-        if name == "fsync":
-            with pytest.raises(OSError, match="No space"):
-                checkpoint.save(path, checkpoint.capture(one, Progress(2, Sums(CPU))))
-        monkeypatch.undo()
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, checkpoint.capture(one, Progress(2, Sums(CPU))))
     assert checkpoint.load(path)["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["latest.pt"]
+
+
+def test_the_previous_checkpoint_stays_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(atomic.os, "link", refuse)
+    one, path = session(), tmp_path / "latest.pt"
+    for epoch in (1, 2):
+        content = checkpoint.capture(one, Progress(epoch, Sums(CPU)))
+        checkpoint.save(path, content, keep_previous=True)
+    assert checkpoint.load(atomic.previous(path))["epoch"] == 1
 
 
 def test_best_weights(tmp_path: Path) -> None:
@@ -109,7 +120,7 @@ def test_best_weights(tmp_path: Path) -> None:
     assert content is not None
     checkpoint.save(tmp_path / "best.pt", content)
     loaded = checkpoint.load(tmp_path / "best.pt")
-    assert loaded["row"] == {"epoch": 0, "test_acc1": 12.5}
+    assert loaded["row"] == {"epoch": 0, "test_acc1": 12.5, "seconds": 1.0}
     assert checkpoint.experiment_of(loaded, tmp_path) == one.experiment
 
 
@@ -207,7 +218,7 @@ def test_packed_entries_are_refused(tmp_path: Path) -> None:
         (("sums",), torch.zeros(5), "sums are"),
         (("random_state",), {}, "does not fit"),
         (("random_state", "cpu"), torch.zeros(3), "does not fit"),
-        (("scaler",), {"scale": 1}, ""),
+        (("scaler",), {"scale": 1}, "--amp-dtype"),
     ],
 )
 def test_states_of_the_wrong_make_are_refused(
@@ -218,11 +229,28 @@ def test_states_of_the_wrong_make_are_refused(
     for key in keys[:-1]:
         part = part[key]
     part[keys[-1]] = value
-    if words:
-        with pytest.raises(RunError, match=words):
-            checkpoint.restore(session(), content, tmp_path)
-    else:  # a scaler that is off has no state to take
+    with pytest.raises(RunError, match=words):
         checkpoint.restore(session(), content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("opt", "zzz"), ("batch_size", 0), ("epochs", "x"), ("lr", float("nan")), ("momentum", None)],
+)
+def test_settings_out_of_range_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    one = session()
+    content = checkpoint.capture(one, progress(one))
+    assert checkpoint.experiment_of(content, tmp_path) == one.experiment
+    content["experiment"][name] = value
+    with pytest.raises(RunError, match=f"damaged: {name} = "):
+        checkpoint.experiment_of(content, tmp_path)
+
+
+def test_a_scaler_cannot_come_from_nothing(tmp_path: Path) -> None:
+    one = session()
+    content = checkpoint.capture(one, progress(one))
+    with pytest.raises(RunError, match="names its --amp-dtype"):
+        checkpoint.restore(session(amp=True, amp_dtype="float16"), content, tmp_path)
 
 
 def test_links_are_replaced_and_never_written_through(tmp_path: Path) -> None:

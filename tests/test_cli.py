@@ -78,6 +78,23 @@ def test_cuda_without_cuda(here: Path, capsys: Any) -> None:
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("how", ["", "0", "'bye'"])
+def test_a_models_file_that_exits(here: Path, capsys: Any, how: str) -> None:
+    (here / "mine.py").write_text(f"import sys\nsys.exit({how})\n")
+    line = refused(capsys, 1, "--model", "mine", "--models-file", "mine.py")
+    assert "--models-file mine.py: SystemExit" in line
+
+
+def test_a_models_file_with_dataclasses_and_a_neighbour(here: Path, capsys: Any) -> None:
+    (here / "neighbour_of_mine.py").write_text("WIDTH = 3\n")
+    (here / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from neighbour_of_mine import WIDTH\n@dataclass\nclass Options:\n    width: int = WIDTH\n"
+    )
+    line = refused(capsys, 2, "--model", "mine", "--models-file", "mine.py")
+    assert "--model mine: not registered" in line  # the file itself is fine
+
+
 def test_a_models_file_that_fails(here: Path, capsys: Any) -> None:
     (here / "mine.py").write_text("import nothing_of_that_name\n")
     line = refused(capsys, 1, "--model", "mine", "--models-file", "mine.py")
@@ -218,7 +235,6 @@ def test_resuming_another_experiment_is_refused_by_name(here: Path, capsys: Any)
     for flags, words in (
         (["--lr", "0.5"], "--lr 0.5: the run in"),
         (["--model", "feedback"], "--model feedback: the run in"),
-        (["--epochs", "1"], "--epochs 1: the run in"),
         (["--amp"], "--amp True: the run in"),
     ):
         assert words in refused(capsys, 2, "--resume", path, *flags)
@@ -227,6 +243,27 @@ def test_resuming_another_experiment_is_refused_by_name(here: Path, capsys: Any)
     assert "--run-name" in refused(capsys, 2, "--resume", path, "--run-name", "other")
     (here / "foreign.pt").write_bytes(b"nothing of ours")
     assert "not a checkpoint" in refused(capsys, 1, "--resume", "foreign.pt")
+
+
+def test_a_linked_event_folder_is_left_alone(here: Path, capsys: Any) -> None:
+    (here / "foreign").mkdir()
+    (here / "foreign" / "events.out.tfevents.1.mine").write_text("precious")
+    command = ["--model", "plain", *SMALL, "--epochs", "1", "--run-name", "run"]
+    assert cli.main(command) == 0
+    (here / "runs" / "run" / "tb").symlink_to(here / "foreign")
+    capsys.readouterr()
+    more = ["--resume", "runs/run", "--epochs", "2", "--tb", "--device", "cpu", "--quiet"]
+    assert "is a link" in refused(capsys, 1, *more)
+    assert (here / "foreign" / "events.out.tfevents.1.mine").read_text() == "precious"
+
+
+def test_fewer_epochs_than_are_done_are_done(here: Path, capsys: Any) -> None:
+    command = ["--model", "plain", *SMALL, "--run-name", "run", "--quiet"]
+    assert cli.main([*command, "--epochs", "2"]) == 0
+    assert cli.main([*command, "--epochs", "3", "--resume", "auto"]) == 0
+    assert cli.main([*command, "--epochs", "2", "--resume", "auto"]) == 0  # as it was queued
+    assert cli.main([*command, "--resume", "auto"]) == 0
+    assert capsys.readouterr().out.count("after epoch 2") == 3
 
 
 def test_a_directory_locked_by_another_process(here: Path, capsys: Any) -> None:

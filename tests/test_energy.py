@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rsnn_fmnist import models
 from rsnn_fmnist.energy import measure
@@ -99,3 +99,44 @@ def test_what_cannot_be_counted_is_refused() -> None:
     inner = LinearRecurrentContainer(IF(), 2, 2)
     with pytest.raises(ValueError, match="container in a container"):
         measure(ElementWiseRecurrentContainer(inner, torch.add), [torch.ones(3, 1, 2)])
+    inner = LinearRecurrentContainer(nn.Sequential(IF(), SynapseFilter(2.0)), 2, 2)
+    with pytest.raises(ValueError, match="filter in a container"):
+        measure(inner, [torch.ones(3, 1, 2)])
+
+
+class Filtered(nn.Module):
+    """Spikes x [T, N, 2] through filters to a layer of 5, in a way that a test chooses."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.sy1, self.sy2, self.fc = SynapseFilter(2.0), SynapseFilter(3.0), nn.Linear(2, 5)
+        self.skip = nn.Linear(2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trace = self.sy1(x)
+        if self.way == "changed":
+            return self.fc(trace.contiguous() * 1)
+        if self.way == "reshaped":
+            return self.fc(trace.flatten(0, 1))
+        if self.way == "twice":
+            return self.fc(self.sy2(trace))
+        if self.way == "by name":
+            return self.fc(input=self.sy1(x_seq=x))
+        if self.way == "last":
+            return self.sy2((self.fc(x) > 0).float())
+        return self.skip(x * 0.3) + self.fc(trace)
+
+
+SPIKES = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]], [[1.0, 1.0]]])
+
+
+@pytest.mark.parametrize("way", ["reshaped", "twice", "by name", "beside another", "last"])
+def test_spikes_are_followed_through_filters(way: str) -> None:
+    """3 spikes, five synapses each; the three steps count as pictures here."""
+    assert measure(Filtered(way), [SPIKES]).synaptic_operations == 3 * 5 / 3
+
+
+def test_a_trace_that_is_changed_on_its_way_is_refused() -> None:
+    with pytest.raises(ValueError, match="sy1: its output is changed before fc hears it"):
+        measure(Filtered("changed"), [SPIKES])

@@ -13,6 +13,8 @@ from rsnn_fmnist import models
 from rsnn_fmnist.spiking import IF, record
 
 matplotlib = pytest.importorskip("matplotlib")
+from matplotlib.colors import to_hex  # noqa: E402
+
 from rsnn_fmnist import figures  # noqa: E402
 
 
@@ -66,6 +68,30 @@ def test_passage(name: str) -> None:
     assert bars == pytest.approx(scores.tolist())
     how = "rightly" if int(scores.argmax()) == 3 else "wrongly"
     assert figure.get_suptitle().startswith(f"dress, {how} taken for ")
+
+
+def test_lines_and_colours_are_named() -> None:
+    x, scores, sample = active("plain")
+    figure = figures.passage(x[1], 3, scores, sample)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes[2:]}
+    names = [text.get_text() for text in panels["running rates of the classes"].texts]
+    assert names == [figures.NAMES[f] for f in range(10) if scores[f] > 0]
+    assert 0 < len(names) < 10
+    (key,) = figure.axes[1].collections  # of every class, also of those without a bar
+    assert [to_hex(colour) for colour in key.get_facecolors()] == list(figures.COLOURS)
+    (threshold,) = panels["sn2: potential before the reset, h"].texts
+    assert threshold.get_text() == "threshold 1"
+    (bar,) = panels["sn1: potential before the reset, h"].child_axes
+    h = sample.layers["sn1"].h  # type: ignore[union-attr]
+    words = [text.get_text() for text in bar.texts]
+    assert words == [f"min {h.min():.3g}", "threshold 1", f"max {h.max():.3g}"]
+
+
+def test_words_are_moved_apart_in_order() -> None:
+    heights = figures._apart([0.9, 0.1, 1.0, 0.11], 0.0, 1.0)
+    assert heights == pytest.approx([0.86, 0.1, 1.0, 0.24])
+    crowd = figures._apart([0.5] * 10, 0.0, 1.0)
+    assert crowd == pytest.approx([n / 9 for n in range(10)])
 
 
 def test_models_without_ten_neurons_or_any_are_drawn_too() -> None:

@@ -1,6 +1,8 @@
 """Looking inside: what is recorded is what the running backend computes, and nothing stays."""
 
+import copy
 import importlib
+import pickle
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +22,7 @@ from rsnn_fmnist.spiking import (
     set_backend,
     step,
 )
-from rsnn_fmnist.spiking.monitor import count_spikes, layers
+from rsnn_fmnist.spiking.monitor import Firing, SpikeCounts, count_spikes, layers
 from rsnn_fmnist.spiking.neuron import Neuron
 
 BACKENDS = ["torch", "numba", pytest.param("cupy", marks=pytest.mark.cuda)]
@@ -264,3 +266,57 @@ def test_spikes_are_kept_from_later_changes() -> None:
     with torch.no_grad(), record(model) as rec:
         assert model(torch.ones(3, 1, 1)).sum() == 0
     assert rec["0"].s.sum() == 3
+
+
+def test_copies_are_not_looked_at() -> None:
+    model, x = exact_model("stateful-synapse"), pictures()
+    with record(model) as rec, count_spikes(model):
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        for other in copies:
+            other(x)
+        assert len(rec) == 0
+        model(x)
+    assert rec["sn1"].s.shape[0] == T
+    with record(copies[0]) as again:
+        copies[0](x)
+    assert torch.equal(again["sn1"].h, rec["sn1"].h)
+    assert not leftovers(copies[0])
+
+
+def test_recorders_may_close_in_any_order() -> None:
+    model, x = exact_model("plain"), pictures()
+    first, second = record(model), record(model)
+    one, two = first.__enter__(), second.__enter__()
+    model(x)
+    first.__exit__(None, None, None)
+    model(x)
+    second.__exit__(None, None, None)
+    assert (one["sn1"].s.shape[0], two["sn1"].s.shape[0]) == (T, 2 * T)
+    assert not leftovers(model)
+
+
+def test_a_module_that_is_used_twice_is_one_layer() -> None:
+    neuron = IF()
+    model = nn.Sequential(neuron, neuron)
+    with record(model) as rec:
+        model(torch.ones(3, 1, 2))
+    assert list(rec) == ["0"]
+    assert rec["0"].s.shape == (6, 1, 2)
+
+
+def test_an_attribute_may_be_called_almost_as_a_containers() -> None:
+    model = nn.Module()
+    model.my_sub_module = IF()
+    model.sub_modules = LinearRecurrentContainer(IF(), 2, 2)
+    assert list(layers(model, Neuron)) == ["my_sub_module", "sub_modules"]
+
+
+@pytest.mark.parametrize("passes", [(2**24, 1), (2**24 + 1,)])
+def test_counts_are_exact(passes: tuple[int, ...]) -> None:
+    """Beyond 2^24 float32 leaves out every other whole number."""
+    counts = SpikeCounts()
+    observer = counts.observer("sn")
+    for steps in passes:
+        s = torch.ones(1, 1, 1).expand(steps, 1, 1)
+        observer(s, s)
+    assert counts.firing()["sn"] == Firing(1.0, 0.0, 1.0)

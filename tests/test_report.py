@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rsnn_fmnist import checkpoint, cli, report
+from rsnn_fmnist.energy import Energy
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 
@@ -47,10 +48,11 @@ def test_inspect(
     arguments = ["--inspect", str(trained / name), "--index", str(index), "--out", str(tmp_path)]
     assert report.main(arguments) == 0
     captured = capsys.readouterr()
-    first, energy, last = captured.out.splitlines()
+    first, spiking, dense, last = captured.out.splitlines()
     assert first.startswith(f"test picture {index}: ")
-    assert "synaptic operations (spikes times fan-out)" in energy
-    assert "takes 34,048 multiply-accumulates" in energy
+    assert "synaptic operations (spikes times fan-out)" in spiking
+    assert "multiply-accumulates remain" in spiking
+    assert dense.startswith("without: 34,048 multiply-accumulates, 156.6 nJ (0.9 and 4.6 pJ each")
     assert last == f"wrote {tmp_path / file}"
     assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
     assert captured.err == ""
@@ -81,6 +83,16 @@ def test_the_figure_is_tensorboards(
     assert label == labels[3]
     assert torch.equal(scores, expected)
     assert list(sample.layers) == ["sn1", "sy1", "sn2"]
+
+
+def test_energy_lines() -> None:
+    """520 times 0.9 pJ and 25,088 times 4.6 pJ, against 34,048 times 4.6 pJ."""
+    assert report.energy_lines(Energy(520, 520, 25088, 34048)).splitlines() == [
+        "with spikes: 520 synaptic operations (spikes times fan-out); "
+        "520 accumulates and 25,088 multiply-accumulates remain, 115.9 nJ",
+        "without: 34,048 multiply-accumulates, 156.6 nJ "
+        "(0.9 and 4.6 pJ each, 45 nm, Horowitz 2014)",
+    ]
 
 
 MISTAKES = [

@@ -2,13 +2,16 @@
 
 The values are those of the backend that runs: its kernels hand them to an observer, which a module
 has only for as long as somebody looks. A layer is called by its attribute's name in the model, a
-recurrent container counting as the neuron inside. Spiking modules of a user's own that are no
-Neuron are not seen.
+recurrent container counting as the neuron inside. A module that is used at several places is one
+layer, by the name of the first: its uses stand one after the other, as further steps. Spiking
+modules of a user's own that are no Neuron are not seen; nor is a copy of a model, though made
+meanwhile.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 
 from .neuron import Neuron, Observer
 from .synapse import SynapseFilter
+
+EXACT = 2**24  # float32 holds every whole number up to here
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,11 +32,16 @@ def layers(model: nn.Module, kind: type[M]) -> dict[str, M]:
     they are "sn1.0", "sn1.2" and so on; the model itself is "model".
     """
     found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
-    short = [path.split("sub_module")[0].strip(".") or "model" for path in found]
+    short = [_container(path) or "model" for path in found]
     return {
         name if short.count(name) == 1 else _without_containers(path): module
         for name, (path, module) in zip(short, found.items(), strict=True)
     }
+
+
+def _container(path: str) -> str:
+    """The outermost container around what stands at `path`; the path itself where there is none."""
+    return ".".join(takewhile(lambda part: part != "sub_module", path.split(".")))
 
 
 def _without_containers(path: str) -> str:
@@ -121,7 +131,7 @@ class Firing:
 
 
 class SpikeCounts:
-    """The spikes of every neuron, summed over steps and samples on the device."""
+    """The spikes of every neuron, summed over steps and samples on the device, exactly."""
 
     def __init__(self) -> None:
         # a layer that is used on several shapes is as many layers here
@@ -134,9 +144,11 @@ class SpikeCounts:
 
         def add(s: Tensor, _: Tensor) -> None:
             over = (0, 1) if s.dim() > 1 else (0,)
-            count, shape = s.sum(over, dtype=torch.float32), s.shape[len(over) :]
+            shape, seen = s.shape[len(over) :], s.shape[: len(over)].numel()
+            dtype = torch.float32 if seen <= EXACT else torch.int64  # the faster, if it is exact
+            count = s.sum(over, dtype=dtype).long()
             spikes[shape] = spikes[shape] + count if shape in spikes else count
-            steps[shape] = steps.get(shape, 0) + s.shape[: len(over)].numel()
+            steps[shape] = steps.get(shape, 0) + seen
 
         return add
 
@@ -162,19 +174,30 @@ def count_spikes(model: nn.Module) -> Iterator[SpikeCounts]:
         yield counts
 
 
+class _Observers:
+    """Everybody whom a module tells. A copy of it, pickled or not, is None: nobody."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def __call__(self, *seen: Tensor) -> None:
+        for observer in self.told:
+            observer(*seen)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 @contextmanager
 def _observed(module: Any, observer: Any) -> Iterator[None]:
     """Have `module` tell `observer`, beside anybody who is told already."""
-    before = module.observer
-
-    def both(*seen: Tensor) -> None:
-        before(*seen)
-        observer(*seen)
-
-    module.observer = observer if before is None else both
+    if module.observer is None:
+        module.observer = _Observers()
+    observers = module.observer
+    observers.told.append(observer)
     try:
         yield
     finally:
-        del module.observer  # the class has None
-        if before is not None:
-            module.observer = before
+        observers.told = [other for other in observers.told if other is not observer]
+        if not observers.told:
+            del module.observer  # the class has None

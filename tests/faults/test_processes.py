@@ -149,6 +149,38 @@ def test_a_disk_that_is_full_for_a_while(tiny_disk: Path) -> None:
     assert [json.loads(line) for line in lines] == content["rows"]
 
 
+def test_a_log_on_the_same_full_disk(tiny_disk: Path) -> None:
+    """What cannot be printed is lost; the run is not."""
+    filler = tiny_disk / "filler"
+    with (tiny_disk / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*PROGRAM, *command(tiny_disk, EPOCHS)], env=ENVIRONMENT, stdout=log, stderr=log
+        )
+        wait_for(tiny_disk / "run" / "latest.pt")
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            file.write(b"\0" * 524288)
+            file.flush()
+        time.sleep(0.5)
+        filler.unlink()
+        assert process.wait(120) == 0
+    assert checkpoint.load(tiny_disk / "run" / "latest.pt")["epoch"] == 60
+
+
+def test_a_reader_that_goes_away(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """`| head -5`: the run is saved before it ends."""
+    with start(tmp_path, f"{EPOCHS} --tb") as process:
+        assert process.stdout is not None
+        for _ in range(5):
+            process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert 0 < checkpoint.load(tmp_path / "run" / "latest.pt")["epoch"] < 60
+    assert cli.main(command(tmp_path, f"{EPOCHS} --tb --quiet --resume auto")) == 0
+    assert same(final(tmp_path), undisturbed["plain"])
+
+
 def test_two_writers_of_one_directory(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     flags = f"{EPOCHS} --tb --quiet --resume auto"
     with start(tmp_path, flags) as one, start(tmp_path, flags) as two:
