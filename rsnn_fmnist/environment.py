@@ -82,7 +82,17 @@ def describe(device: torch.device, chosen_backend: str) -> dict[str, object]:
         "device_name": device_name(device),
         "backend": chosen_backend,
         "threads": torch.get_num_threads(),
+        "kernel_threads": kernel_threads(chosen_backend),
     }
+
+
+def kernel_threads(chosen_backend: str) -> str:
+    """Whether the compiled loops run on torch's threads."""
+    if chosen_backend != "numba":
+        return "torch's"
+    from .spiking.kernels.openmp import PARALLEL
+
+    return "torch's" if PARALLEL else "kernels run on one: torch has no GNU OpenMP here"
 
 
 def device_name(device: torch.device) -> str:
@@ -131,7 +141,9 @@ def information(machine: Machine) -> str:
     if not gpus:
         lines.append("cuda         no GPU is found")
     device = choose_device(machine.device)
-    lines.append(f"device       {device}, backend {backend.resolve('auto', device)} by default")
+    chosen = backend.resolve("auto", device)
+    lines.append(f"device       {device}, backend {chosen} by default")
+    lines.append(f"threads      {kernel_threads(chosen)}")
     raw = machine.data_root() / "FashionMNIST" / "raw"
     present = sum(
         (raw / name).is_file() or (raw / f"{name}.gz").is_file() for name, _, _ in FILES.values()

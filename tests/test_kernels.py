@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rsnn_fmnist import models
 from rsnn_fmnist.spiking import (
@@ -500,3 +501,63 @@ module.backend = "torch"
 assert torch.equal(s_seq, module(x_seq)) and s_seq.any()
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_auto_steps_aside_for_whoever_follows_each_operation() -> None:
+    x = torch.rand(4, 3) * 2
+    with FlopCounterMode(display=False):
+        assert backend.implementation(filter_sequence, x, "auto", k=0.5) is filter_sequence
+        with pytest.raises(BackendUnavailableError, match="TorchDispatchMode"):
+            backend.implementation(filter_sequence, x, "numba", k=0.5)
+    with torch.autograd.forward_ad.dual_level():
+        assert backend.implementation(filter_sequence, x, "auto", k=0.5) is filter_sequence
+    subclass = x.as_subclass(type("Mine", (Tensor,), {}))
+    assert backend.implementation(filter_sequence, subclass, "auto", k=0.5) is filter_sequence
+    traced = torch.jit.trace(IF(), x, check_trace=False)
+    assert torch.equal(traced(x + 1), IF()(x + 1))
+
+
+def test_an_edited_output_and_a_backward_pass_under_autocast() -> None:
+    container, x = LinearRecurrentContainer(IF(), 5, 5), torch.rand(6, 4, 5) * 2
+    y = container(x)
+    y.mul_(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        y.sum().backward()
+    assert container.rc.weight.grad.dtype == torch.float32
+
+
+def test_a_state_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"the state, \[2, 3\], does not fit one step"):
+        IF().sequence(torch.rand(4, 3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbled"])
+def test_a_damaged_or_outdated_cache_is_compiled_anew(tmp_path: Path, content: bytes) -> None:
+    program = "import torch; from rsnn_fmnist.spiking import IF; IF()(torch.ones(3, 2))"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for suffix in ("nbi", "nbc"):
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
+        files = list(tmp_path.rglob(f"*.{suffix}"))
+        assert files
+        for path in files:
+            path.write_bytes(content)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
+
+
+def test_a_cache_belongs_to_this_openmp() -> None:
+    assert functions.loops.neuron._cache._cache_file._source_stamp[1] == openmp.DIGEST
+
+
+def test_numba_that_does_not_work() -> None:
+    program = """
+import torch
+from rsnn_fmnist.spiking import backend
+assert backend.resolve("auto", torch.device("cpu")) == "torch"
+try: backend.resolve("numba", torch.device("cpu"))
+except backend.BackendUnavailableError as e: assert "NUMBA_DISABLE_JIT" in str(e), e
+else: exit("accepted")
+"""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)

@@ -9,7 +9,6 @@ reference; a backend asked for by name is an error.
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -63,7 +62,27 @@ def _missing(backend: str, device: torch.device) -> str | None:
     """What a backend lacks to run on a device of its type, and the remedy; None: nothing."""
     if backend == "cupy":
         return import_module(KERNELS[backend], __package__).missing(device)
-    return None if find_spec(backend) else f"it needs the package {backend}: pip install {backend}"
+    remedy = f"pip install --upgrade {backend}"
+    try:
+        if import_module(backend).config.DISABLE_JIT:
+            return "NUMBA_DISABLE_JIT is set: unset it"
+        import_module(KERNELS[backend], __package__)
+    except Exception as error:  # whatever a broken installation raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"it needs a working {backend} ({first}): {remedy}"
+    return None
+
+
+@cache
+def _kernel(module: str, reference: Callable[..., Any]) -> Callable[..., Any] | None:
+    """A module's kernel for a reference of this package; a user's may have any name."""
+    own = reference.__module__.rpartition(".")[0] == __package__
+    return getattr(_module(module), reference.__name__, None) if own else None
+
+
+@cache
+def _module(module: str) -> Any:
+    return import_module(module, __package__)
 
 
 def implementation(
@@ -82,10 +101,11 @@ def implementation(
     name = resolve(backend, x_seq.device)
     if name == "torch":
         return reference
-    kernels = import_module(KERNELS[name], __package__)
-    own = reference.__module__.rpartition(".")[0] == __package__  # a user's may have any name
-    kernel: Callable[..., Any] | None = getattr(kernels, reference.__name__, None) if own else None
-    why_not = "it has no such kernel" if kernel is None else kernels.refusal(x_seq, **settings)
+    module = KERNELS[name]
+    kernel = _kernel(module, reference)
+    why_not = (
+        "it has no such kernel" if kernel is None else _module(module).refusal(x_seq, **settings)
+    )
     if kernel is not None and why_not is None:
         return kernel
     if backend == "auto":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..neuron import IF, LIF, Observer
 from ..sequence import State, at_rest, first_step
 from ..surrogate import Surrogate
-from .calls import differentiable, refusal
+from .calls import as_wide, differentiable, refusal
 from .functions import (
     SLOPES,
     Filter,
@@ -88,7 +88,7 @@ def linear_recurrent_sequence(
     if v is None:
         v = at_rest(first_step(i_seq.detach()), sub_module.v_rest)
     i, v = _prepared(i_seq, v)
-    feedback, y = for_y.to(v.dtype), y.to(v.dtype).expand(v.shape).contiguous()
+    feedback, y = for_y.to(v.dtype), as_wide(y.to(v.dtype), v.shape)
     cell, observe = _cell(**{"tau": None, **sub_module.settings()}), sub_module.observer
     if differentiable(i, feedback, y, v):
         s, h, y, v = FireRecurrently.apply(i, feedback, y, v, cell, sub_module.surrogate)
@@ -137,5 +137,5 @@ def _cell(
 def _prepared(x_seq: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Both contiguous and in the dtype to compute in; the state as wide as one step."""
     dtype = torch.promote_types(torch.promote_types(x_seq.dtype, state.dtype), torch.float32)
-    state = state.to(dtype).expand(first_step(x_seq.detach()).shape).contiguous()
+    state = as_wide(state.to(dtype), first_step(x_seq.detach()).shape)
     return x_seq.to(dtype).contiguous(), state

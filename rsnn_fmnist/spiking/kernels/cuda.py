@@ -14,7 +14,7 @@ from ..neuron import IF, LIF, Observer
 from ..sequence import State, at_rest, first_step
 from ..surrogate import Surrogate
 from . import calls
-from .calls import differentiable
+from .calls import as_wide, differentiable
 from .cuda_functions import (
     GIVEN,
     MOST_FEATURES,
@@ -107,7 +107,7 @@ def linear_recurrent_sequence(
     i_seq = nn.functional.linear(x_seq, for_x, bias)
     v = at_rest(first_step(i_seq), sub_module.v_rest) if v is None else v
     i, v = _prepared(i_seq, v)
-    feedback, y = for_y.to(v.dtype), y.to(v.dtype).expand(v.shape).contiguous()
+    feedback, y = for_y.to(v.dtype), as_wide(y.to(v.dtype), v.shape)
     cell = _cell(**{"tau": None, **sub_module.settings()})
     observe = sub_module.observer
     if differentiable(i, feedback, y, v):
@@ -163,5 +163,5 @@ def _prepared(x_seq: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """
     own = torch.promote_types(x_seq.dtype, torch.float32)
     compute = torch.promote_types(own, state.dtype)
-    state = state.to(compute).expand(first_step(x_seq).shape).contiguous()
+    state = as_wide(state.to(compute), first_step(x_seq).shape)
     return x_seq.to(x_seq.dtype if own == compute else compute).contiguous(), state

@@ -55,7 +55,7 @@ __device__ C slope_at(C u, const Cell<C> &cell) {
         }
         default: {
             const C triangle = cell.alpha - cell.alpha * cell.alpha * fabs(u);
-            return triangle > 0 ? triangle : C(0);
+            return triangle < 0 ? C(0) : triangle;  // NaN stays
         }
     }
 }
