@@ -519,13 +519,20 @@ def test_auto_steps_aside_for_whoever_follows_each_operation() -> None:
     assert torch.equal(traced(x + 1), IF()(x + 1))
 
 
-def test_an_edited_output_and_a_backward_pass_under_autocast() -> None:
+def test_a_backward_pass_under_autocast() -> None:
     container, x = LinearRecurrentContainer(IF(), 5, 5), torch.rand(6, 4, 5) * 2
     y = container(x)
-    y.mul_(2)
     with torch.autocast("cpu", torch.bfloat16):
         y.sum().backward()
     assert container.rc.weight.grad.dtype == torch.float32
+
+
+def test_an_output_edited_in_place_before_its_backward_pass_is_refused() -> None:
+    """What a layer has saved for its gradient is not copied; torch says so when it was changed."""
+    y = LinearRecurrentContainer(IF(), 5, 5)(torch.rand(6, 4, 5) * 2)
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_a_state_that_does_not_fit() -> None:

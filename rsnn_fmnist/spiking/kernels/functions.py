@@ -101,7 +101,7 @@ class FireRecurrently(torch.autograd.Function):
         s, h, y_last, v_last = fire_recurrently(
             i.detach(), feedback.detach(), y.detach(), v.detach(), cell, keep_h=True
         )
-        ctx.save_for_backward(h, feedback, y.detach().clone())  # s and y may be edited in place
+        ctx.save_for_backward(h, feedback, y, s)
         ctx.mark_non_differentiable(h)
         ctx.cell, ctx.surrogate = cell, surrogate
         ctx.set_materialize_grads(False)
@@ -112,7 +112,7 @@ class FireRecurrently(torch.autograd.Function):
         ctx: Any, grad_s: Tensor | None, _: None, grad_y: Tensor | None, grad_v: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         _refuse_second_derivatives()
-        h, feedback, y = ctx.saved_tensors
+        h, feedback, y, s = ctx.saved_tensors
         grad_s, grad_y, grad_v = _given(grad_s, h), _copied(grad_y, h[0]), _copied(grad_v, h[0])
         grad_i = _slopes(h, ctx.cell, ctx.surrogate)
         loops.recurrent_backward(
@@ -127,9 +127,8 @@ class FireRecurrently(torch.autograd.Function):
         )
         features = h.shape[-1]
         before, after = grad_i[:1].reshape(-1, features), grad_i[1:].reshape(-1, features)
-        s = (h[:-1] >= ctx.cell.v_threshold).to(h.dtype)
         with torch.autocast("cpu", enabled=False):
-            grad_feedback = after.t() @ s.reshape(-1, features)
+            grad_feedback = after.t() @ s[:-1].reshape(-1, features)
             grad_feedback.addmm_(before.t(), y.reshape(-1, features))
         return grad_i, grad_feedback, grad_y, grad_v, None, None
 
