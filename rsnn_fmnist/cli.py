@@ -34,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(do: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     """Do what the arguments ask and return its exit code; tell an error in one line instead."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    calm_openmp()
     signal.signal(signal.SIGTERM, _stop)
     try:
         try:
@@ -51,16 +50,6 @@ def answer(do: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     except Exception as error:  # a defect, here or in a user's model: still one line
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         return _report(RunError(f"{message} (--debug shows where)"), 1, arguments)
-
-
-def calm_openmp() -> None:
-    """Have OpenMP's threads sleep, not spin, while they wait for each other.
-
-    To be called before torch is imported, which is when OpenMP reads it. Spinning threads gain
-    little on an idle machine, and where another process wants a core they make training many times
-    slower than it is with one thread. A policy that the user has set stays.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _dispatch(arguments: list[str]) -> int:

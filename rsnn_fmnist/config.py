@@ -155,7 +155,9 @@ class Machine:
         "what runs the spiking layers; auto: the fastest for the device",
         choices=("auto", "torch", "numba", "cupy"),
     )
-    threads: int | None = setting(None, "CPU threads (default: all cores)", rule=POSITIVE_INT)
+    threads: int = setting(
+        1, "CPU threads; more help wide layers, on cores that are idle", rule=POSITIVE_INT
+    )
     workers: int = setting(
         0,
         "processes that stream the pictures; 0: keep the whole set on the device",

@@ -54,7 +54,7 @@ def choose_device(name: str) -> torch.device:
 
 def set_up(machine: Machine) -> None:
     """Threads and determinism, for the whole process."""
-    torch.set_num_threads(machine.threads or available_cores())
+    torch.set_num_threads(machine.threads)
     if machine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)

@@ -276,6 +276,7 @@ def check_model(session: Session) -> None:
 def announce(console: Console, session: Session, splits: Splits, backend: str) -> None:
     """Say what was chosen."""
     experiment, device = session.experiment, session.device
+    threads = torch.get_num_threads()
     parameters = sum(p.numel() for p in session.model.parameters())
     kind = "synthetic" if experiment.dataset == "synthetic" else "FashionMNIST"
     held = f", {len(splits.val):,} held out" if splits.val else ""
@@ -286,8 +287,8 @@ def announce(console: Console, session: Session, splits: Splits, backend: str) -
         "testing"
     )
     console.say(
-        f"device   {device} ({environment.device_name(device)}), {torch.get_num_threads()} CPU "
-        f"threads, backend {backend}, {precision}"
+        f"device   {device} ({environment.device_name(device)}), {threads} CPU "
+        f"thread{'s' if threads > 1 else ''}, backend {backend}, {precision}"
     )
 
 

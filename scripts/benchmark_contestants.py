@@ -113,10 +113,6 @@ def read_pictures(root: str) -> tuple[Any, Any]:
 
 def run_ours(case: Case) -> float:
     """The project's own loader, session and optimisation step, in training.train_epoch's order."""
-    from rsnn_fmnist import cli
-
-    cli.calm_openmp()  # as the command line does; before torch
-
     import torch
 
     from rsnn_fmnist import environment
@@ -128,7 +124,10 @@ def run_ours(case: Case) -> float:
 
     contestant = CONTESTANTS[case.contestant]
     machine = Machine(
-        device=contestant.device, backend=contestant.backend, threads=case.threads, download=False
+        device=contestant.device,
+        backend=contestant.backend,
+        threads=case.threads or 1,
+        download=False,
     )
     environment.set_up(machine)
     images, labels = read_pictures(case.root)

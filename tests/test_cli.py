@@ -164,7 +164,7 @@ def test_a_run_from_start_to_summary(here: Path, capsys: Any) -> None:
     lines = out.splitlines()
     assert lines[0] == "model    feedback, 3,338 parameters, seed 2020"
     assert lines[1] == "data     640 synthetic training pictures, 200 for testing"
-    assert "1 CPU threads" in lines[2]
+    assert "1 CPU thread, " in lines[2]
     assert lines[3] == "run      runs/feedback_synthetic_e3_b64_seed2020"
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["0/2", "1/2", "2/2"]
     assert f"feedback names {rows[-1]['test_acc1']:.2f} % of the drawn (synthetic)" in out
@@ -311,22 +311,6 @@ def test_help_names_every_flag(capsys: Any) -> None:
         cli.main(["--help"])
     out = capsys.readouterr().out
     assert all(config.flag(name) in out for name in config.FIELDS)
-
-
-def test_openmp_sleeps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    cli.calm_openmp()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    cli.calm_openmp()
-    assert os.environ["OMP_WAIT_POLICY"] == "active"
-
-
-def test_torch_is_imported_after_openmp_is_told() -> None:
-    """The command line's module alone must not load torch, or it would be too late."""
-    code = "import sys, rsnn_fmnist.cli; sys.exit('torch' in sys.modules)"
-    source = str(Path(models.__file__).parents[1])
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}).returncode == 0
 
 
 def test_as_a_module(here: Path) -> None:
