@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from .errors import RunError
 
+LOCK = "download.lock"
 STALL_SECONDS = 20  # without a byte, after which the network counts as absent
 
 
@@ -24,17 +25,30 @@ def fetch(raw: Path, archives: dict[str, str]) -> None:
     Raises:
         RunError: the folder cannot be written, or the network does not deliver.
     """
+    missing = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        with FileLock(raw / "download.lock"):
+        with FileLock(raw / LOCK):
             for name, md5 in archives.items():
                 if not (raw / f"{name}.gz").is_file():  # another process may have fetched it
                     _fetch_one(raw, f"{name}.gz", md5)
+    except RunError:
+        _remove_empty(missing, raw)
+        raise
     except OSError as error:
         raise RunError(
             f"cannot download FashionMNIST to {raw} ({error.strerror or error}); name a "
             "--data-path that can be written, or train on --dataset synthetic"
         ) from None
+
+
+def _remove_empty(made: list[Path], raw: Path) -> None:
+    """After a failure, take away the folders that were made for nothing, innermost first."""
+    if made and {path.name for path in raw.iterdir()} <= {LOCK}:
+        (raw / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process has put something there
+            for folder in made:
+                folder.rmdir()
 
 
 def _fetch_one(raw: Path, archive: str, md5: str) -> None:

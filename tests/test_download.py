@@ -261,6 +261,15 @@ def test_folder_that_cannot_be_made(mirror: Mirror, tmp_path: Path) -> None:
     assert mirror.fetched == []
 
 
+def test_a_failure_leaves_nothing_behind(mirror: Mirror, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    wanted = mirror.holds("one")
+    mirror.files["one.gz"] = b"another body"
+    with pytest.raises(RunError):
+        download.fetch(raw, wanted)
+    assert not list(tmp_path.iterdir())
+
+
 def test_lock_that_cannot_be_had(mirror: Mirror, tmp_path: Path) -> None:
     (tmp_path / "download.lock").mkdir()
     assert "--data-path" in refusal(tmp_path, mirror.holds("one"))
@@ -299,13 +308,13 @@ download.fetch(Path(sys.argv[2]), dict([sys.argv[3:]]))
 
 
 @pytest.mark.slow
-def test_two_processes_download_a_file_once(mirror: Mirror, tmp_path: Path) -> None:
+def test_three_processes_download_a_file_once(mirror: Mirror, tmp_path: Path) -> None:
     ((name, md5),) = mirror.holds("one").items()
     mirror.delay = 0.5
     command = [sys.executable, "-c", FETCH, mirror.url, str(tmp_path), name, md5]
     pipe = subprocess.PIPE
     fetching = [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)
     ]
     for process in fetching:
         assert process.stdout is not None
@@ -315,6 +324,6 @@ def test_two_processes_download_a_file_once(mirror: Mirror, tmp_path: Path) -> N
         process.stdin.write("\n")
         process.stdin.flush()
     results = [process.communicate(timeout=60) for process in fetching]
-    assert [process.returncode for process in fetching] == [0, 0], results
+    assert [process.returncode for process in fetching] == [0, 0, 0], results
     assert mirror.fetched == ["one.gz"]
     assert archives(tmp_path) == mirror.files
