@@ -33,6 +33,7 @@ CLASSES = 10
 SIDE = 28  # pixels a column, and columns a picture
 MEAN, DEVIATION = 0.2860, 0.3530  # of FashionMNIST's training pixels in [0, 1]
 SYNTHETIC = {"train": (60_000, 1), "test": (10_000, 2)}  # pictures, seed: the same in every run
+EVALUATION_BATCH = 1000  # pictures; the results do not depend on it
 _ORDER, _SPLIT = 0, 1  # independent random streams of one seed
 
 # The four files of the set: part, kind -> name, md5 of the archive as published, pictures.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .data import CLASSES, batch_indices
+from .data import CLASSES, EVALUATION_BATCH, batch_indices
 from .errors import RunError
 from .session import Progress, Session
 from .spiking.monitor import Recording, SpikeCounts, count_spikes, layers, record
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PICTURES = (0, 1, 2, 4)  # the test pictures that are drawn: boot, pullover, trouser, shirt
 SAMPLE = 256  # test pictures whose potentials make the histograms
-EVALUATION_BATCH = 1000
 
 
 def drawing(wanted_by: str) -> ModuleType:

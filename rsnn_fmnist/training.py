@@ -9,15 +9,13 @@ import time
 import torch
 
 from .config import Experiment
-from .data import Loader, batch_indices, epoch_order
+from .data import EVALUATION_BATCH, Loader, batch_indices, epoch_order
 from .errors import RunError
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import Saver
 from .session import Best, Progress, Row, Session, advance, best_metric
 from .step import Sums, evaluation_step, gradient_norm, training_step
 from .tracking import Tracker
-
-EVALUATION_BATCH = 1000  # pictures; the results do not depend on it
 
 
 def fit(
