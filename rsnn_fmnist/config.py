@@ -155,9 +155,7 @@ class Machine:
         "what runs the spiking layers; auto: the fastest for the device",
         choices=("auto", "torch", "numba", "cupy"),
     )
-    threads: int = setting(
-        1, "CPU threads; more help wide layers, on cores that are idle", rule=POSITIVE_INT
-    )
+    threads: int = setting(1, "CPU threads; more help on cores that are idle", rule=POSITIVE_INT)
     workers: int = setting(
         0,
         "processes that stream the pictures; 0: keep the whole set on the device",
@@ -188,6 +186,9 @@ class Machine:
         metavar="EVERY",
     )
     deterministic: bool = setting(False, "refuse operations that may differ between two runs")
+    graph: bool = setting(
+        True, "take a training step as one: a CUDA graph or, on the CPU, one compiled loop"
+    )
     test_only: bool = setting(False, "evaluate the checkpoint of --resume and stop")
     models_file: str = setting("", "Python file that registers further models", metavar="FILE.py")
     quiet: bool = setting(False, "print the summary and warnings only")

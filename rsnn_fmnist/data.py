@@ -124,8 +124,11 @@ def _random(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
+Selection = tuple[Tensor, ...]  # the pictures of a batch, on the device; see Loader.selections
+
+
 class Loader:
-    """Hands out the batches of one set.
+    """Hands out the batches of one set, or which pictures they are for a step to take itself.
 
     Args:
         pictures: the set.
@@ -152,12 +155,11 @@ class Loader:
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each index tensor [N] -> pictures [N, H, W], in the default dtype, and labels [N]."""
-        for columns, labels in self._gather(indices):
-            yield self.as_pictures(columns), labels
+    def selections(self, indices: Sequence[Tensor]) -> Iterator[Selection]:
+        """For each index tensor [N] what `take` and `rows` make a batch of.
 
-    def _gather(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        That is (indices,) into the pictures on the device or, streamed, (columns, labels).
+        """
         if self.workers:
             self._sampler[:] = [batch.cpu() for batch in indices]  # the workers have no other
             with _signals_held_back():
@@ -166,9 +168,28 @@ class Loader:
                 yield columns.to(self.device), labels.to(self.device)
         else:
             for batch in indices:
-                batch = batch.to(self.device)
-                columns, labels = self.pictures.columns, self.pictures.labels
-                yield columns.index_select(0, batch), labels.index_select(0, batch)
+                yield (batch.to(self.device),)
+
+    def take(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """A batch: pictures [N, H, W], in the default dtype, and labels [N]."""
+        if self.workers:
+            columns, labels = selection
+        else:
+            (indices,) = selection
+            columns = self.pictures.columns.index_select(0, indices)
+            labels = self.pictures.labels.index_select(0, indices)
+        return self.as_pictures(columns), labels
+
+    def rows(self, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch not yet gathered: columns uint8 [M, T, H], labels [M] and which of them, [N]."""
+        if self.workers:
+            columns, labels = selection
+            return columns, labels, torch.arange(len(labels), device=self.device)
+        return self.pictures.columns, self.pictures.labels, selection[0]
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each index tensor [N] the batch that `take` makes of it."""
+        return map(self.take, self.selections(indices))
 
     def as_pictures(self, columns: Tensor) -> Tensor:
         """uint8 [N, T, H] -> the view [N, H, W = T] of normalised columns laid out [T, N, H]."""

@@ -21,7 +21,7 @@ from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_ex
 from .session import Progress, Row, Session, best_metric, open_session
 from .spiking import BackendUnavailableError, set_backend
 from .spiking.backend import resolve
-from .step import Sums
+from .step import Sums, layer_by_layer
 from .tracking import Console, TensorBoard, Tracker, clock
 from .training import evaluate, fit
 
@@ -217,7 +217,8 @@ def build_session(
 
     train, test = loader(splits.train), loader(splits.test)
     val = loader(splits.val) if splits.val else None
-    return open_session(experiment, device, model, (train, val, test))
+    loaders = (train, val, test)
+    return open_session(experiment, device, model, loaders, whole_step=machine.graph)
 
 
 def build_model(experiment: Experiment) -> nn.Module:
@@ -290,6 +291,8 @@ def announce(console: Console, session: Session, splits: Splits, backend: str) -
         f"device   {device} ({environment.device_name(device)}), {threads} CPU "
         f"thread{'s' if threads > 1 else ''}, backend {backend}, {precision}"
     )
+    why = layer_by_layer(session)
+    console.say(f"step     {f'layer by layer: {why}' if why else 'one compiled loop'}")
 
 
 def test(session: Session, content: Content, path: Path) -> int:

@@ -34,6 +34,7 @@ class Session:
     train: Loader
     val: Loader | None
     test: Loader
+    whole_step: bool = True  # a training step as one, where the model and the device allow it
 
 
 @dataclass
@@ -63,6 +64,8 @@ def open_session(
     device: torch.device,
     model: nn.Module,
     loaders: tuple[Loader, Loader | None, Loader],
+    *,
+    whole_step: bool = True,
 ) -> Session:
     """The session of an experiment before its first batch; model is moved to the device."""
     model = model.to(device)
@@ -81,6 +84,7 @@ def open_session(
         train,
         val,
         test,
+        whole_step,
     )
 
 

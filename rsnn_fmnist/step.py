@@ -6,12 +6,19 @@ Sums stay on the device, so that no batch waits for a number; they are read once
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
-from torch.optim import Optimizer
+
+from .data import Loader, Selection
+from .spiking import SequenceModule
+from .spiking.backend import resolve
+
+if TYPE_CHECKING:
+    from .session import Session
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,10 @@ class Sums:
         self.totals[0].add_(loss.detach(), alpha=len(labels))
         self.totals[1:3] += hits
         self.totals[3] += len(labels)
+
+    def reset(self) -> None:
+        """Begin anew, in place."""
+        self.totals.zero_()
 
     def wait(self) -> None:
         """Return when the device has done the work so far."""
@@ -83,33 +94,71 @@ def rate_loss(rates: Tensor, labels: Tensor) -> Tensor:
     return functional.mse_loss(rates, one_hot)
 
 
-Step = Callable[[Tensor, Tensor], None]  # pictures [N, H, W], labels [N]
+Step = Callable[[Selection], None]  # a selection of a Loader; see data.Loader.selections
 
 
-def training_step(
-    model: nn.Module, optimizer: Optimizer, scaler: GradScaler, precision: Precision, sums: Sums
-) -> Step:
+def training_step(session: "Session", sums: Sums) -> Step:
     """The function that takes one optimisation step on a batch and adds it to `sums`."""
+    gradients = _gradients(session, sums)
 
-    def step(x: Tensor, labels: Tensor) -> None:
-        with precision.autocast():
-            rates = model(x)
-        loss = rate_loss(rates, labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update()
-        sums.add(loss, rates.detach(), labels)
+    def step(selection: Selection) -> None:
+        gradients(selection)
+        session.scaler.step(session.optimizer)
+        session.scaler.update()
 
     return step
 
 
-def evaluation_step(model: nn.Module, precision: Precision, sums: Sums) -> Step:
-    """The function that adds a batch to `sums` and learns nothing; under the same autocast."""
+def _gradients(session: "Session", sums: Sums) -> Step:
+    """The function that adds a batch to `sums` and leaves its gradients in the model's .grad."""
+    if layer_by_layer(session) is None:
+        from .fused import Gradients
 
-    def step(x: Tensor, labels: Tensor) -> None:
-        with torch.inference_mode(), precision.autocast():
-            rates = model(x)
+        return Gradients(session.model, session.train, sums)
+    return eager_gradients(session, sums)
+
+
+def eager_gradients(session: "Session", sums: Sums) -> Step:
+    """Autograd's, layer by layer, scaled by the session's scaler: for any model and device."""
+
+    def gradients(selection: Selection) -> None:
+        x, labels = session.train.take(selection)
+        with session.precision.autocast():
+            rates = session.model(x)
+        loss = rate_loss(rates, labels)
+        session.optimizer.zero_grad()
+        session.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        sums.add(loss, rates.detach(), labels)
+
+    return gradients
+
+
+def layer_by_layer(session: "Session") -> str | None:
+    """Why a step goes layer by layer; None: it is one compiled loop."""
+    if not session.whole_step:
+        return "--no-graph"
+    if session.precision.dtype is not None:
+        return "mixed precision"
+    if session.device.type != "cpu":
+        return f"on {session.device.type}"
+    for name, module in session.model.named_modules():
+        if (
+            isinstance(module, SequenceModule)
+            and resolve(module.backend, session.device) != "numba"
+        ):
+            return f"{name} runs in torch"
+    from .fused import refusal
+
+    return refusal(session.model)
+
+
+def evaluation_step(session: "Session", loader: Loader, sums: Sums) -> Step:
+    """The function that adds a batch of `loader` to `sums` and learns nothing; same autocast."""
+
+    def step(selection: Selection) -> None:
+        with torch.inference_mode(), session.precision.autocast():
+            x, labels = loader.take(selection)
+            rates = session.model(x)
             sums.add(rate_loss(rates, labels), rates, labels)
 
     return step

@@ -14,7 +14,7 @@ from .errors import RunError
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import Saver
 from .session import Best, Progress, Row, Session, advance, best_metric
-from .step import Sums, evaluation_step, gradient_norm, training_step
+from .step import Step, Sums, evaluation_step, gradient_norm, training_step
 from .tracking import Tracker
 
 
@@ -27,9 +27,10 @@ def fit(
         InterruptedRunError: a signal came; the run is saved.
         RunError: the loss or the weights are no longer finite.
     """
+    step = training_step(session, progress.sums)
     try:
         while progress.epoch < session.experiment.epochs:
-            train_epoch(session, progress, tracker=tracker, saver=saver, interrupt=interrupt)
+            train_epoch(session, progress, step, tracker=tracker, saver=saver, interrupt=interrupt)
             refuse_divergence(session, progress)
             row = epoch_row(session, progress, tracker, interrupt)
             finish_epoch(session, progress, row)
@@ -44,19 +45,22 @@ def fit(
 
 
 def train_epoch(
-    session: Session, progress: Progress, *, tracker: Tracker, saver: Saver, interrupt: Interrupt
+    session: Session,
+    progress: Progress,
+    step: Step,
+    *,
+    tracker: Tracker,
+    saver: Saver,
+    interrupt: Interrupt,
 ) -> None:
     """Take the batches of `progress.epoch` that are left."""
     experiment = session.experiment
     session.model.train()
     order = epoch_order(len(session.train), experiment.seed, progress.epoch)
     batches = batch_indices(order.to(session.device), experiment.batch_size, drop_last=True)
-    step = training_step(
-        session.model, session.optimizer, session.scaler, session.precision, progress.sums
-    )
     start = time.perf_counter() - progress.train_seconds
-    for x, labels in session.train.batches(batches[progress.batch :]):
-        step(x, labels)
+    for selection in session.train.selections(batches[progress.batch :]):
+        step(selection)
         progress.batch += 1
         progress.train_seconds = time.perf_counter() - start
         if progress.batch == len(batches):
@@ -74,11 +78,11 @@ def evaluate(session: Session, loader: Loader, interrupt: Interrupt) -> tuple[Su
     """One pass that learns nothing -> its sums and seconds."""
     session.model.eval()
     sums = Sums(session.device)
-    step = evaluation_step(session.model, session.precision, sums)
+    step = evaluation_step(session, loader, sums)
     start = time.perf_counter()
     order = torch.arange(len(loader), device=session.device)
-    for x, labels in loader.batches(batch_indices(order, EVALUATION_BATCH, drop_last=False)):
-        step(x, labels)
+    for selection in loader.selections(batch_indices(order, EVALUATION_BATCH, drop_last=False)):
+        step(selection)
         interrupt.check()
     sums.wait()
     return sums, time.perf_counter() - start
@@ -109,7 +113,8 @@ def finish_epoch(session: Session, progress: Progress, row: Row) -> None:
     keep_best(session, progress, row)
     progress.rows.append(row)
     progress.epoch += 1
-    progress.sums, progress.batch, progress.train_seconds = Sums(session.device), 0, 0.0
+    progress.sums.reset()
+    progress.batch, progress.train_seconds = 0, 0.0
 
 
 def seconds_left(experiment: Experiment, progress: Progress) -> float:

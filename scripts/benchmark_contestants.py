@@ -142,15 +142,15 @@ def run_ours(case: Case) -> float:
     set_backend(session.model, contestant.backend)
     session.model.train()
     sums = Sums(session.device)
-    step = training_step(session.model, session.optimizer, session.scaler, session.precision, sums)
+    step = training_step(session, sums)
 
     def steps() -> Iterator[int]:
         for epoch in itertools.count():
             order = epoch_order(len(session.train), session.experiment.seed, epoch)
             batches = batch_indices(order, case.batch, drop_last=True)
-            for x, labels in session.train.batches(batches):
-                step(x, labels)
-                yield len(labels)
+            for selection in session.train.selections(batches):
+                step(selection)
+                yield case.batch
 
     return throughput(steps(), case.seconds, sums.wait)
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from rsnn_fmnist.config import Experiment
+from rsnn_fmnist.data import Loader, Pictures
+from rsnn_fmnist.session import Session, open_session
 from rsnn_fmnist.step import (
-    Precision,
     Sums,
     evaluation_step,
     ranks,
@@ -16,6 +18,14 @@ from rsnn_fmnist.step import (
 )
 
 CPU = torch.device("cpu")
+
+
+def session_of(model: nn.Module, **settings: object) -> Session:
+    """A session of sixteen random pictures."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randint(0, 256, (16, 28, 28), generator=generator, dtype=torch.uint8)
+    loader = Loader(Pictures(columns, torch.arange(16) % 10), CPU)
+    return open_session(Experiment(**settings), CPU, model, (loader, None, loader))  # type: ignore[arg-type]
 
 
 def test_ties_go_to_the_lower_class() -> None:
@@ -59,22 +69,21 @@ def test_sums_weight_batches_by_their_size() -> None:
     assert (acc1, acc5) == (75, 75)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-def test_a_step_learns_and_an_evaluation_does_not(dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize("amp", ["", "bfloat16", "float16"])
+def test_a_step_learns_and_an_evaluation_does_not(amp: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    precision = Precision(CPU, dtype)
-    x, labels = torch.rand(16, 28, 28), torch.arange(16) % 10
+    session = session_of(model, lr=0.01, amp=bool(amp), amp_dtype=amp or "auto")
+    selection = (torch.arange(16),)
     before = model[1].weight.clone()
     sums = Sums(CPU)
-    evaluation_step(model, precision, sums)(x, labels)
+    evaluation_step(session, session.train, sums)(selection)
     assert torch.equal(model[1].weight, before)
-    step = training_step(model, optimizer, precision.scaler(), precision, sums)
+    step = training_step(session, sums)
     for _ in range(20):
-        step(x, labels)
+        step(selection)
     again = Sums(CPU)
-    evaluation_step(model, precision, again)(x, labels)
+    evaluation_step(session, session.train, again)(selection)
     assert again.means()[0] < sums.means()[0]
     assert sums.totals[3] == 16 * 21
-    assert precision.scaler().is_enabled() == (dtype is torch.float16)
+    assert session.scaler.is_enabled() == (amp == "float16")

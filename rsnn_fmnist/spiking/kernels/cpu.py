@@ -89,7 +89,7 @@ def linear_recurrent_sequence(
         v = at_rest(first_step(i_seq.detach()), sub_module.v_rest)
     i, v = _prepared(i_seq, v)
     feedback, y = for_y.to(v.dtype), as_wide(y.to(v.dtype), v.shape)
-    cell, observe = _cell(**{"tau": None, **sub_module.settings()}), sub_module.observer
+    cell, observe = cell_of(sub_module), sub_module.observer
     if differentiable(i, feedback, y, v):
         s, h, y, v = FireRecurrently.apply(i, feedback, y, v, cell, sub_module.surrogate)
     else:
@@ -112,6 +112,11 @@ def _neuron_sequence(
     if observe is not None:
         observe(s.detach(), h)
     return s, v
+
+
+def cell_of(neuron: IF | LIF) -> Cell:
+    """A neuron as the loops take it."""
+    return _cell(**{"tau": None, **neuron.settings()})
 
 
 def _cell(

@@ -44,7 +44,7 @@ class Limits(NamedTuple):
 
 @cache
 def limits(device: torch.device) -> Limits:
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)  # some stubs of torch lack a field
     return Limits(properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
