@@ -1,15 +1,19 @@
 """SIGINT and SIGTERM become a flag that the loop reads between two batches.
 
-The second signal is the system's own again and stops at once. Signals reach only the main thread;
-elsewhere (a notebook's worker, a test) nothing is installed.
+A second signal stops at once, unless it comes within a second of the first: a terminal, a scheduler
+and a launcher may each pass on the same wish. Signals reach only the main thread; elsewhere (a
+notebook's worker, a test) nothing is installed.
 """
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)  # nobody reads standard output any more
 STOPPING = tuple(s for s in (signal.SIGINT, getattr(signal, "SIGTERM", None)) if s is not None)
+
+ECHO = 1.0  # seconds after the first signal in which another one is the same wish
 
 
 class InterruptedRunError(Exception):
@@ -25,6 +29,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._when = 0.0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -38,11 +43,16 @@ class Interrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for s, handler in self._before.items():
-            signal.signal(s, handler)  # type: ignore[arg-type]
+        self._give_back()
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
+        if self.signum is None:
+            self.signum, self._when = signum, time.monotonic()
+        elif time.monotonic() - self._when >= ECHO:
+            self._give_back()
+            signal.raise_signal(signum)
+
+    def _give_back(self) -> None:
         for s, handler in self._before.items():
             signal.signal(s, handler)  # type: ignore[arg-type]
 
