@@ -190,6 +190,7 @@ class Machine:
         True, "take a training step as one: a CUDA graph or, on the CPU, one compiled loop"
     )
     test_only: bool = setting(False, "evaluate the checkpoint of --resume and stop")
+    prepare_only: bool = setting(False, "check the settings, fetch the pictures, and stop")
     models_file: str = setting("", "Python file that registers further models", metavar="FILE.py")
     quiet: bool = setting(False, "print the summary and warnings only")
 

@@ -41,6 +41,8 @@ def run(flags: Settings, file: Settings) -> int:
         drawing("--tb-pictures")  # refuses at once where it cannot draw
     if machine.models_file:
         import_models(Path(machine.models_file))
+    if machine.prepare_only:
+        return prepare(machine, {**file, **flags})
     experiment, directory, content = identify(machine, flags, file)
     if content and finished(experiment, content) and not machine.test_only:
         print(summary(experiment, content["rows"], directory))
@@ -57,6 +59,15 @@ def run(flags: Settings, file: Settings) -> int:
     if machine.test_only and content:
         return test(session, content, Path(machine.resume))
     return train(session, machine, directory, console, environment.describe(device, backend))
+
+
+def prepare(machine: Machine, settings: Settings) -> int:
+    """What is worth doing once before many runs: check the settings and fetch the pictures."""
+    experiment = config.from_settings(Experiment, settings)
+    check_experiment(experiment, machine)
+    load_pictures(experiment, machine)
+    print(f"run      {locate(experiment, machine)}")
+    return 0
 
 
 def identify(

@@ -211,6 +211,17 @@ def test_quiet_prints_the_summary_only(here: Path, capsys: Any) -> None:
     assert [line.split()[0] for line in out.splitlines()] == ["plain", "best", "records:"]
 
 
+def test_prepare_only_checks_and_writes_nothing(here: Path, capsys: Any) -> None:
+    assert cli.main(["--model", "plain", *SMALL, "--prepare-only"]) == 0
+    assert capsys.readouterr().out == f"run      {Path('runs', 'plain_synthetic_b64_seed2020')}\n"
+    assert "--batch-size 700" in refused(
+        capsys, 2, "--model", "plain", *SMALL, "-b", "700", "--prepare-only"
+    )
+    missing = refused(capsys, 1, "--model", "plain", "--no-download", "--prepare-only")
+    assert "no FashionMNIST in data" in missing
+    assert not list(here.iterdir())
+
+
 def test_test_only_evaluates_and_writes_nothing(here: Path, capsys: Any) -> None:
     assert cli.main(["--model", "plain", *SMALL, "--epochs", "2"]) == 0
     (run,) = (here / "runs").iterdir()

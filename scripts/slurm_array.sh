@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# A Slurm array: every model with every seed, each run a task of its own, requeued until it is done.
+#
+#   python -m rsnn_fmnist --model plain --prepare-only      # once, where there is a network
+#   sbatch scripts/slurm_array.sh "plain feedback stateful-synapse" 1,2,3
+#   sbatch --array=0-3 --time=10 scripts/slurm_array.sh "plain feedback" "1 2" --epochs 20
+#
+# The arguments are MODELS, SEEDS and flags, as scripts/sweep.sh takes them. Submit from the folder
+# that is to hold `runs`, in an environment in which `python -m rsnn_fmnist` works (or set PYTHON).
+# A line that begins with #SBATCH is an option of sbatch; given on the command line it wins over
+# the one here. `squeue --me` shows the tasks, `scancel JOB` ends them; submitted again, the same
+# command goes on where they were.
+#
+#SBATCH --job-name=rsnn_fmnist
+# One task a run, counted from 0: 3 models x 3 seeds are 0-8. `0-8%4` runs four at a time.
+#SBATCH --array=0-8
+# What a task gets. Without GPUs, take the gpus line out: it then trains on the CPU.
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=4G
+# The longest a task may run before it is requeued, in minutes; short ones start sooner. 120 s before
+# the end this script (B: it alone) is sent USR1, has the run saved and puts itself in the queue.
+#SBATCH --time=60
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+# One file a task, in which the parts of a requeued run follow each other.
+#SBATCH --output=slurm-%A_%a.log
+#SBATCH --open-mode=append
+#
+# Left out: one run on several GPUs or nodes; that is torchrun's, see README.
+set -euo pipefail
+
+refuse() { # MESSAGE
+  echo "slurm_array.sh: $1" >&2
+  exit 2
+}
+
+[ $# -ge 2 ] || refuse 'needs MODELS and SEEDS: sbatch slurm_array.sh "plain feedback" 1,2'
+read -r -a models <<<"${1//[,$'\n']/ }"
+read -r -a seeds <<<"${2//[,$'\n']/ }"
+shift 2
+
+# Which run this task is: the models of the first seed, then those of the second, ...
+task=${SLURM_ARRAY_TASK_ID:?is not set: submit this script with sbatch}
+[ $((task / ${#models[@]})) -lt ${#seeds[@]} ] ||
+  refuse "task $task: ${#models[@]} models x ${#seeds[@]} seeds take --array=0-$((${#models[@]} * ${#seeds[@]} - 1))"
+model=${models[task % ${#models[@]}]}
+seed=${seeds[task / ${#models[@]}]}
+
+run='' requeue='' asked='' told=''
+stop() { # have the run saved and stopped; only once, since a second signal would not save
+  asked=yes
+  if [ -n "$run" ] && [ -z "$told" ]; then
+    told=yes
+    kill -s TERM "$run" 2>/dev/null || true
+  fi
+}
+trap 'requeue=yes; stop' USR1 # the time limit is near
+trap stop TERM                # scancel, which means it, or preemption, after which Slurm requeues
+
+echo "== $(date), ${SLURMD_NODENAME:-$(uname -n)}: $model, seed $seed"
+"${PYTHON:-python}" -m rsnn_fmnist --model "$model" --seed "$seed" --resume auto \
+  "${@//\{model\}/$model}" &
+run=$!
+[ -z "$asked" ] || stop
+
+while kill -0 "$run" 2>/dev/null; do wait "$run" || true; done # a trap interrupts wait
+status=0
+wait "$run" || status=$?
+if [ -n "$requeue" ] && [ "$status" -eq 143 ]; then
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$task"
+  exit 0
+fi
+exit "$status"
