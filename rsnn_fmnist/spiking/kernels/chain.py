@@ -360,15 +360,19 @@ def answer(
     """
     of = s.dtype.type
     steps, classes, lanes = s.shape
-    rates = np.zeros((classes, lanes), s.dtype)
+    rates = np.zeros(classes * lanes, s.dtype)
     for t in range(steps):
-        rates += s[t]
-    rates /= of(steps)
+        spikes = flat(s[t])
+        for j in range(rates.size):
+            rates[j] += spikes[j]
+    for j in range(rates.size):
+        rates[j] /= of(steps)
     for n in range(lanes):
         y, behind, loss = labels[chosen[n]], 0, 0.0
+        r_y = rates[y * lanes + n]
         for c in range(classes):
-            r = rates[c, n]
-            behind += r < rates[y, n] or (r == rates[y, n] and c > y)
+            r = rates[c * lanes + n]
+            behind += r < r_y or (r == r_y and c > y)
             error = r - of(c == y)
             loss += float(error) * float(error)
             grad[0, c, n] = of(2) * error / of(count * classes * steps)
