@@ -97,7 +97,7 @@ class Gradients:
 
     def __call__(self, selection: Selection) -> None:
         columns, labels, indices = self.loader.rows(selection)
-        torch.cat([p.detach().view(-1) for p in self.parameters], out=self.flat)
+        torch.cat([p.detach().reshape(-1) for p in self.parameters], out=self.flat)
         threads = max(1, min(torch.get_num_threads(), len(indices) // SMALLEST))
         self._make_space(threads, columns.shape[1] * min(len(indices), chain.LANES))
         gradients = np.zeros((threads, len(self.flat)), self.spaces.dtype)
