@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from . import __version__, config
 from .config import FIELDS, Experiment, Machine, Value
 from .errors import RunError, UsageError
-from .interrupt import InterruptedRunError
+from .interrupt import BROKEN_PIPE, InterruptedRunError
 
 DESCRIPTION = (
     "Train a spiking neural network to read FashionMNIST column by column. "
@@ -47,6 +47,8 @@ def answer(do: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
         return 128 + signal.SIGINT
     except InterruptedRunError as stop:  # before there was anything to save
         return stop.exit_code
+    except BrokenPipeError:  # nobody reads any more (`| head`)
+        return 128 + BROKEN_PIPE
     except Exception as error:  # a defect, here or in a user's model: still one line
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         return _report(RunError(f"{message} (--debug shows where)"), 1, arguments)
@@ -102,8 +104,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """As parse_args; an unknown flag is refused with the closest match."""
-        namespace, unknown = self.parse_known_args(arguments)
+        """As parse_intermixed_args; an unknown flag is refused with the closest match."""
+        namespace, unknown = self.parse_known_intermixed_args(arguments)
         if unknown:
             known = [word for action in self._actions for word in action.option_strings]
             word = unknown[0].split("=")[0]
