@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import FuncNorm
@@ -253,12 +254,14 @@ def pixels(figure: Figure) -> Array:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's suffix.
+    """Write the figure in the format of the path's suffix; the same figure gives the same bytes.
 
     Raises:
         OSError: it cannot be written.
     """
-    figure.savefig(path)
+    undated = {"Date": None} if path.suffix == ".svg" else None
+    with rc_context({"svg.hashsalt": "rsnn_fmnist", "svg.fonttype": "none"}):  # text as text: small
+        figure.savefig(path, metadata=undated)
 
 
 def _figure(width: float, height: float) -> Figure:

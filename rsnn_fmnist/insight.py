@@ -106,7 +106,7 @@ class Insight:
 
 
 @contextmanager
-def _evaluating(session: Session) -> Iterator[None]:
+def evaluating(session: Session) -> Iterator[None]:
     """As in an evaluation, and leaving the random state alone."""
     session.model.eval()
     devices = [session.device] if session.device.type == "cuda" else []
@@ -118,7 +118,7 @@ def passage(session: Session, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     """Test pictures [n] through the network -> x [n, H, W], labels [n], scores [n, 10], and the
     recording of what the layers did.
     """
-    with _evaluating(session):
+    with evaluating(session):
         ((x, labels),) = session.test.batches([indices])
         with record(session.model) as recording:
             scores = session.model(x)
@@ -129,7 +129,7 @@ def confusion(session: Session) -> Tensor:
     """How many test pictures of class i are taken for class j, int64 [10, 10], on the CPU."""
     pairs = torch.zeros(CLASSES * CLASSES, dtype=torch.int64, device=session.device)
     order = torch.arange(len(session.test), device=session.device)
-    with _evaluating(session):
+    with evaluating(session):
         for x, labels in session.test.batches(
             batch_indices(order, EVALUATION_BATCH, drop_last=False)
         ):

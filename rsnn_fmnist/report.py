@@ -1,25 +1,27 @@
 """python -m rsnn_fmnist.report: look at what was trained.
 
+    RUN_OR_DIR... [--memory]           runs compared over their seeds, in tables and figures
     --inspect CHECKPOINT [--index I]   one test picture on its way through the network, as a figure
 
 Nothing is trained, and no run is changed.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
+from . import cli, comparison, csv_files, records, tables
+from .config import Machine
+from .entries import Measurer
+from .errors import UsageError
+from .insight import drawing
+from .inspection import cannot_write, inspect
+from .run import import_models
 
-from . import checkpoint, cli, data, energy, environment
-from .config import Experiment, Machine
-from .data import Loader
-from .errors import RunError, UsageError
-from .insight import drawing, passage
-from .run import build_model, check_experiment, import_models, newest
-from .session import Session, open_session
-from .synthetic import CLASSES as NAMES
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PROG = "rsnn_fmnist.report"
 
@@ -32,6 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog=f"python -m {PROG}", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "places", metavar="RUN_OR_DIR", nargs="*", help="run directories, or folders that hold some"
+    )
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="test accuracy after each column read, and without the first columns, of runs with "
+        "weights",
+    )
     parser.add_argument(
         "--inspect", metavar="CHECKPOINT", help="a run directory, latest.pt or best.pt"
     )
@@ -52,85 +63,61 @@ def build_parser() -> cli.Parser:
 
 def _dispatch(arguments: list[str]) -> int:
     flags = build_parser().parse_all(arguments)
-    if flags.inspect is None:
-        raise UsageError("--inspect CHECKPOINT: name what to look at")
+    if flags.memory and not flags.places:
+        raise UsageError("--memory: name the runs, or folders of runs, that it is of")
+    if not flags.places and flags.inspect is None:
+        raise UsageError("name runs or folders of runs to compare, or --inspect CHECKPOINT")
     figures = drawing("the report")
     if flags.models_file:
         import_models(Path(flags.models_file))
     machine = Machine(data_path=flags.data_path, download=flags.download, device="cpu")
-    return inspect(Path(flags.inspect), flags.index, Path(flags.out), machine, figures)
-
-
-def inspect(path: Path, index: int, out: Path, machine: Machine, figures: Any) -> int:
-    """Draw test picture `index` on its way through a checkpoint's network, and say what it cost."""
-    experiment, weights = read(path)
-    session = open_test(experiment, machine)
-    if not 0 <= index < len(session.test):
-        raise UsageError(f"--index {index}: must be from 0 to {len(session.test) - 1}")
-    try:
-        session.model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{path}: does not fit the model ({error})") from None
-    x, labels, scores, recording = passage(session, torch.tensor([index]))
-    figure = figures.passage(x[0], int(labels[0]), scores[0], figures.sample(recording, 0))
-    file = out / f"{_stem(path)}_picture{index}.png"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        figures.save(figure, file)
-    except OSError as error:
-        raise RunError(
-            f"{file}: cannot be written ({error.strerror or error}); name another --out"
-        ) from None
-    cost = energy.measure(session.model, [x])
-    right, answer = int(labels[0]), int(scores[0].argmax())
-    print(f"test picture {index}: {NAMES[right]}, taken for {NAMES[answer]}")
-    print(energy_lines(cost))
-    print(f"wrote {file}")
+    out = Path(flags.out)
+    if flags.places:
+        places = [Path(place) for place in flags.places]
+        compare(places, out, Measurer(machine, with_memory=flags.memory), figures)
+    if flags.inspect is not None:
+        inspect(Path(flags.inspect), flags.index, out, machine, figures)
     return 0
 
 
-def energy_lines(cost: energy.Energy) -> str:
-    """What a picture costs with spikes and without, a line each."""
-    accumulate, multiply = energy.ACCUMULATE * 1e12, energy.MULTIPLY_ACCUMULATE * 1e12
-    return (
-        f"with spikes: {cost.synaptic_operations:,.0f} synaptic operations (spikes times fan-out); "
-        f"{cost.accumulates:,.0f} accumulates and {cost.multiply_accumulates:,.0f} "
-        f"multiply-accumulates remain, {cost.joules * 1e9:,.1f} nJ\n"
-        f"without: {cost.dense_multiply_accumulates:,.0f} multiply-accumulates, "
-        f"{cost.dense_joules * 1e9:,.1f} nJ ({accumulate:.1f} and {multiply:.1f} pJ each, 45 nm, "
-        "Horowitz 2014)"
-    )
-
-
-def read(path: Path) -> tuple[Experiment, dict[str, torch.Tensor]]:
-    """The experiment and the weights of a checkpoint, or of a run directory's latest one.
+def compare(places: list[Path], out: Path, measurer: Measurer, figures: ModuleType) -> None:
+    """Write what the runs in `places` come to into `out`, and print it.
 
     Raises:
-        UsageError: nothing there.
-        RunError: no readable checkpoint.
+        RunError, UsageError: no runs, damaged ones, none with weights for a memory that is asked
+            for; nothing is written then.
     """
-    if not path.exists():
-        raise UsageError(f"--inspect {path}: no such file or directory")
-    content = newest(path) if path.is_dir() else checkpoint.load(path)
-    if content is None:
-        raise RunError(f"--inspect {path}: holds no checkpoint of a run")
-    return checkpoint.experiment_of(content, path), content["model"]
+    from .panels import draw
+
+    sections = measurer.sections(comparison.grouped(records.read_all(places)))
+    words = tables.text(sections)
+    drawn = dict(draw(sections, measurer.example))
+    images = "".join(f"\n![{name}]({name}.svg)\n" for name in drawn)
+    files = {"report.md": words + images, **csv_files.files(sections)}
+    write(out, files, drawn, figures.save)
+    print(words)
+    print(f"wrote {', '.join(files)} and, as PNG and SVG, {', '.join(drawn)} to {out}")
 
 
-def open_test(experiment: Experiment, machine: Machine) -> Session:
-    """A session of the experiment for its test pictures: nothing is trained on."""
-    check_experiment(experiment, machine)
-    device = environment.choose_device(machine.device)
-    environment.set_up(machine)
-    splits = data.load(experiment.dataset, machine.data_root(), download=machine.download)
-    test = Loader(splits.test, device, normalize=experiment.normalize)
-    return open_session(experiment, device, build_model(experiment), (test, None, test))
-
-
-def _stem(path: Path) -> str:
-    """What files about a checkpoint are called: its run, and which of the run's checkpoints."""
-    path = path.resolve()
-    return path.name if path.is_dir() else f"{path.parent.name}_{path.stem}"
+def write(
+    out: Path,
+    files: Mapping[str, str],
+    drawn: Mapping[str, "Figure"],
+    save: Callable[["Figure", Path], None],
+) -> None:
+    """Write texts by their file's name, and figures by theirs without its suffix."""
+    path = out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            path = out / name
+            path.write_text(content, encoding="utf-8")
+        for name, figure in drawn.items():
+            for suffix in (".png", ".svg"):
+                path = out / f"{name}{suffix}"
+                save(figure, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 if __name__ == "__main__":

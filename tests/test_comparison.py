@@ -1,0 +1,110 @@
+"""Statistics against values worked out by hand, and which runs are compared with which."""
+
+import math
+from pathlib import Path
+
+import pytest
+from made_runs import make_run
+
+from rsnn_fmnist import comparison, models, records
+from rsnn_fmnist.comparison import Difference, Spread
+from rsnn_fmnist.config import Experiment
+
+pytest.importorskip("scipy")
+
+
+def groups_in(folder: Path) -> list[list[comparison.Group]]:
+    return comparison.grouped(records.read_all([folder]))
+
+
+def test_spread() -> None:
+    """Of 1, 2 and 6: mean 3, squares 4 + 1 + 9 over 2."""
+    assert comparison.spread([1.0, 2.0, 6.0]) == Spread(3.0, math.sqrt(7), 3)
+    assert comparison.spread([70.1]) == Spread(70.1, None, 1)
+    assert comparison.spread([]) is None
+    assert comparison.spread([70.1, 70.1, 70.1]) == Spread(70.1, 0.0, 3)
+
+
+def test_welch_by_hand() -> None:
+    """a = 1, 2, 3 and b = 2, 6: s^2 / n is 1/3 and 4, so the standard error is sqrt(13/3), and the
+    degrees of freedom are (13/3)^2 / ((1/3)^2 / 2 + 4^2 / 1) = 338/289.
+    """
+    from scipy.stats import t
+
+    found = comparison.welch([1.0, 2.0, 3.0], [2.0, 6.0])
+    error, freedom = math.sqrt(13 / 3), 338 / 289
+    reach = t.ppf(0.975, freedom) * error
+    assert found.mean == -2
+    assert (found.low, found.high) == pytest.approx((-2 - reach, -2 + reach), rel=1e-9)
+    assert found.p == pytest.approx(2 * t.sf(2 / error, freedom), rel=1e-9)
+
+
+def test_welch_of_equal_variances_is_in_every_table() -> None:
+    """4 degrees of freedom, standard error 1: the table's t is 2.776, and 3.747 for p = 0.02."""
+    half = math.sqrt(1.5)  # deviation of three values whose mean has a variance of 1/2
+    a = [3.747 - half, 3.747, 3.747 + half]
+    found = comparison.welch(a, [-half, 0.0, half])
+    assert found.mean == pytest.approx(3.747)
+    assert (found.low, found.high) == pytest.approx((3.747 - 2.776, 3.747 + 2.776), abs=5e-4)
+    assert found.p == pytest.approx(0.02, abs=5e-6)
+
+
+def test_welch_where_there_is_too_little() -> None:
+    assert comparison.welch([70.0], [60.0, 61.0]) == Difference(9.5)
+    assert comparison.welch([10.0, 10.0], [70.0, 70.0]) == Difference(-60.0)
+    one_varies = comparison.welch([10.0, 10.0, 10.0], [70.0, 71.0, 72.0])  # and warns of nothing
+    assert one_varies.mean == -61
+    assert one_varies.p is not None
+    assert 0 < one_varies.p < 1e-3
+
+
+def test_groups_differ_in_more_than_the_seed(tmp_path: Path) -> None:
+    for seed in (3, 1, 2):
+        make_run(tmp_path, [60.0], model="stateful-synapse", seed=seed, epochs=90)
+        make_run(tmp_path, [60.0], seed=seed, epochs=90)
+    make_run(tmp_path, [60.0], seed=1, epochs=90, lr=0.5)
+    make_run(tmp_path, [60.0], model="mine", seed=1, epochs=90)
+    default, other = groups_in(tmp_path)
+    assert [group.model for group in default] == ["plain", "stateful-synapse", "mine"]
+    assert [[run.experiment.seed for run in group.runs] for group in default] == [
+        [1, 2, 3], [1, 2, 3], [1],
+    ]  # fmt: skip
+    assert [group.model for group in other] == ["plain"]
+    assert other[0].experiment.lr == 0.5
+    assert "mine" not in models.MODELS
+
+
+def test_pairs_are_of_one_setting_and_have_begun(tmp_path: Path) -> None:
+    for model in ("plain", "feedback", "stateful-synapse"):
+        make_run(tmp_path, [60.0], model=model)
+    (groups,) = groups_in(tmp_path)
+    assert [(a.model, b.model) for a, b in comparison.pairs(groups)] == [
+        ("feedback", "plain"),
+        ("stateful-synapse", "plain"),
+        ("stateful-synapse", "feedback"),
+    ]
+    (tmp_path / "feedback_e1_seed2020" / "metrics.jsonl").write_text("")
+    (groups,) = groups_in(tmp_path)
+    assert [(a.model, b.model) for a, b in comparison.pairs(groups)] == [
+        ("stateful-synapse", "plain")
+    ]
+
+
+def test_no_seed_is_dropped(tmp_path: Path) -> None:
+    """Neither a collapsed nor an unfinished one; one without an epoch has nothing to count."""
+    make_run(tmp_path, [60.0, 80.0, 76.0], seed=1)
+    make_run(tmp_path, [60.0, 79.0, 10.0], seed=2)
+    make_run(tmp_path, [60.0], seed=3, epochs=3)
+    (make_run(tmp_path, [1.0], seed=4, epochs=3) / "metrics.jsonl").write_text("")
+    ((group,),) = groups_in(tmp_path)
+    assert group.last() == [76.0, 10.0, 60.0]
+    assert group.best() == [80.0, 79.0, 60.0]
+    assert [run.experiment.seed for run in group.runs] == [1, 2, 3, 4]
+
+
+def test_the_names_of_settings() -> None:
+    assert comparison.flags(Experiment(model="plain", seed=7)) == ""
+    assert comparison.short_name(Experiment(model="plain", seed=7)) == ""
+    other = Experiment(model="my_seed0", normalize=False, amp=True, batch_size=256, cosa_tmax=9)
+    assert comparison.flags(other) == "--no-normalize --batch-size 256 --cosa-tmax 9 --amp"
+    assert comparison.short_name(other) == "no-norm_b256_tmax9_amp"

@@ -1,0 +1,138 @@
+"""The memory curve's ends are the ordinary accuracy; between them it is what it says."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rsnn_fmnist import data, inspection, memory, models
+from rsnn_fmnist.config import Experiment, Machine
+from rsnn_fmnist.data import Loader, Pictures
+from rsnn_fmnist.interrupt import Interrupt
+from rsnn_fmnist.session import Session
+from rsnn_fmnist.spiking import IF
+from rsnn_fmnist.step import rate_loss
+from rsnn_fmnist.training import evaluate
+
+pytestmark = pytest.mark.usefixtures("small_synthetic")
+NAMES = ("plain", "feedback", "stateful-synapse")
+
+
+def opened(name: str, **settings: Any) -> tuple[Session, Pictures]:
+    """A network that has learnt a little of the 200 pictures."""
+    experiment = Experiment(model=name, dataset="synthetic", **settings)
+    machine = Machine(device="cpu")
+    pictures = inspection.test_pictures("synthetic", machine)
+    torch.manual_seed(5)
+    session = inspection.open_test(experiment, machine, pictures)
+    optimizer = torch.optim.Adam(session.model.parameters(), lr=0.02)
+    ((x, labels),) = session.test.batches([torch.arange(200)])
+    for _ in range(20):
+        optimizer.zero_grad()
+        rate_loss(session.model(x), labels).backward()
+        optimizer.step()
+    return session, pictures
+
+
+def accuracy(session: Session, pictures: Pictures | None = None) -> float:
+    loader = session.test
+    if pictures is not None:
+        loader = Loader(pictures, session.device, normalize=session.experiment.normalize)
+    return evaluate(session, loader, Interrupt())[0].means()[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("settings", [{}, {"normalize": False}, {"amp": True}])
+def test_the_ends_are_the_ordinary_accuracy(name: str, settings: dict[str, Any]) -> None:
+    session, pictures = opened(name, **settings)
+    found = memory.measure(session, pictures)
+    assert found.read is not None
+    assert (len(found.read), len(found.blanked)) == (28, 29)
+    whole = accuracy(session)
+    assert found.read[27] == whole
+    assert found.blanked[0] == whole
+    blank = Pictures(torch.zeros_like(pictures.columns), pictures.labels)
+    assert found.blanked[28] == accuracy(session, blank)
+    assert len(set(found.read)) > 5
+    assert len(set(found.blanked)) > 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prefix_is_what_the_network_says_of_that_many_columns(name: str) -> None:
+    """The pictures cut off after t columns, given to the network as they are."""
+    session, _ = opened(name)
+    found = memory.after_columns(session)
+    ((x, labels),) = session.test.batches([torch.arange(200)])
+    for t in (1, 9, 20):
+        with torch.no_grad():
+            scores = session.model(x[:, :, :t])
+        right = (scores.argmax(1) == labels).sum().item()
+        assert found[t - 1] == 100 * right / 200
+
+
+def test_blank_columns_are_background_before_normalisation() -> None:
+    session, pictures = opened("feedback")
+    before = pictures.columns.clone()
+    columns = pictures.columns.clone()
+    columns[:, 0:11, :] = 0
+    expected = accuracy(session, Pictures(columns, pictures.labels))
+    assert memory.without_columns(session, pictures, 11) == expected
+    assert torch.equal(pictures.columns, before)
+
+
+class Softened(nn.Module):
+    """Ten neurons at the end, whose spikes are not averaged over all steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.sn = nn.Linear(28, 10), IF()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.sn(self.fc(x.permute(2, 0, 1) * 8))[-5:].mean(0)
+
+
+def wide() -> nn.Module:
+    """Spikes of three neurons, then scores that are none."""
+    return nn.Sequential(
+        models.ColumnReader(OrderedDict(fc=nn.Linear(28, 3), sn=IF())), nn.Linear(3, 10)
+    )
+
+
+def silent() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (Softened, "its answer is not the mean of its last neurons' spikes"),
+        (wide, "its last neurons are not one a class, stepping once a column"),
+        (silent, "its last neurons are not one a class, stepping once a column"),
+    ],
+)
+def test_models_that_answer_otherwise_have_the_second_curve_only(
+    build: Any, words: str, capsys: Any
+) -> None:
+    session, pictures = opened("plain")
+    torch.manual_seed(1)
+    other = replace(session, model=build())
+    found = memory.measure(other, pictures)
+    assert found.read is None
+    assert found.blanked[0] == accuracy(other)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == (f"rsnn_fmnist: warning: plain: accuracy after each column is left out: {words}")
+
+
+@pytest.mark.pictures
+def test_on_the_real_pictures(pictures_root: Path) -> None:
+    pictures = data.load("fashion-mnist", pictures_root, download=False).test
+    torch.manual_seed(5)
+    machine = Machine(device="cpu")
+    session = inspection.open_test(Experiment(model="feedback"), machine, pictures)
+    found = memory.after_columns(session)
+    assert found[27] == accuracy(session)
+    assert memory.without_columns(session, pictures, 0) == accuracy(session)
