@@ -79,7 +79,7 @@ def test_the_scripts_are_clean() -> None:
     if shellcheck is None:
         pytest.skip("needs shellcheck: pip install 'rsnn-fmnist[test]'")
     scripts = [*map(str, SCRIPTS.glob("*.sh")), str(ROOT / ".ci" / "run")]
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
