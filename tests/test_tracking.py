@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsnn_fmnist import cli
-from rsnn_fmnist.config import Experiment
+from rsnn_fmnist.config import Experiment, Machine
 from rsnn_fmnist.tracking import HPARAMS, REWOUND, TensorBoard, clock, rewind
 
 TAGS = {
@@ -151,14 +151,14 @@ def test_what_a_run_tells_of_its_inside(tmp_path: Path, flags: str, inside: set[
 @pytest.mark.usefixtures("small_synthetic")
 def test_numbers_of_the_inside_are_those_of_the_test_pictures(tmp_path: Path) -> None:
     """Measured anew, on the checkpoint that the run leaves."""
-    from rsnn_fmnist import checkpoint, report
+    from rsnn_fmnist import checkpoint, inspection
     from rsnn_fmnist.spiking import record
 
     arguments = "--model stateful-synapse --dataset synthetic --device cpu --threads 1 -b 64"
     flags = [*arguments.split(), "--epochs", "1", "--tb", "--run-name", "run"]
     assert cli.main([*flags, "--output-dir", str(tmp_path)]) == 0
     content = checkpoint.load(tmp_path / "run" / "latest.pt")
-    session = report.open_test(Experiment(**content["experiment"]), report.Machine(device="cpu"))
+    session = inspection.open_test(Experiment(**content["experiment"]), Machine(device="cpu"))
     session.model.load_state_dict(content["model"])
     ((x, _),) = session.test.batches([torch.arange(200)])
     with torch.no_grad(), record(session.model) as rec:
