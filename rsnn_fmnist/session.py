@@ -94,12 +94,20 @@ def best_metric(experiment: Experiment) -> str:
 
 
 def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
-    """torch's own, fused: one call for all parameters."""
+    """torch's own, fused: one call for all parameters.
+
+    SGD's momentum begins at 0, which gives the first step that torch's own beginning gives. torch
+    would make it in the first step, and where gradient scaling skips that, leave it as the memory
+    was.
+    """
     lr, weight_decay = experiment.lr, experiment.weight_decay
     if experiment.opt == "adam":
         return Adam(model.parameters(), lr, weight_decay=weight_decay, fused=True)
     momentum = experiment.momentum
-    return SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
+    sgd = SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
+    for p in model.parameters() if momentum else ():
+        sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def build_scheduler(optimizer: Optimizer, experiment: Experiment, epoch: int) -> LRScheduler:

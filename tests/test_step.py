@@ -69,6 +69,23 @@ def test_sums_weight_batches_by_their_size() -> None:
     assert (acc1, acc5) == (75, 75)
 
 
+def test_a_first_step_that_overflows_leaves_no_trace() -> None:
+    """torch's fused SGD would go on from a momentum that nobody has set."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    session = session_of(model, lr=0.01, amp=True, amp_dtype="float16")
+    step = training_step(session, Sums(CPU))
+    before, first = model[1].weight.clone(), (torch.arange(16),)
+    spoil = model[1].weight.register_hook(lambda g: g * float("inf"))
+    step(first)
+    spoil.remove()
+    assert torch.equal(model[1].weight, before)
+    step(first)
+    gradient = model[1].weight.grad
+    assert gradient is not None
+    assert torch.equal(model[1].weight, before.add(gradient, alpha=-0.01))
+
+
 @pytest.mark.parametrize("amp", ["", "bfloat16", "float16"])
 def test_a_step_learns_and_an_evaluation_does_not(amp: str) -> None:
     torch.manual_seed(0)
