@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ DESCRIPTION = (
     "Train a spiking neural network to read FashionMNIST column by column. "
     "python -m rsnn_fmnist --model feedback --dataset synthetic --epochs 3 needs no pictures."
 )
+PATIENCE = 10.0  # seconds that a process gives another one to tell their error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,12 +86,28 @@ def _stop(signum: int, _: FrameType | None) -> NoReturn:
 
 
 def _report(error: RunError, code: int, arguments: list[str]) -> int:
+    if _told_elsewhere(error):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+        time.sleep(PATIENCE)
+        return code
     if "--debug" in arguments:
         traceback.print_exc()
     line = " ".join(str(error).split())
     more = " (see --help)" if isinstance(error, UsageError) else ""
     print(f"rsnn_fmnist: error: {line}{more}", file=sys.stderr)
     return code
+
+
+def _told_elsewhere(error: RunError) -> bool:
+    """Whether another process on this machine meets the same error and tells it.
+
+    torchrun ends all when one has ended, so it must be given the time to.
+    """
+    if not error.alike or "LOCAL_RANK" not in os.environ:
+        return False
+    from .distributed import World
+
+    return World.of_environment().local_rank > 0
 
 
 class Parser(argparse.ArgumentParser):

@@ -201,8 +201,8 @@ class Loader:
 
 def batch_indices(order: Tensor, batch_size: int, *, drop_last: bool) -> list[Tensor]:
     """An order [M] cut into batches; drop_last leaves out a last one that is not full."""
-    batches = list(torch.split(order, batch_size))
-    if drop_last and len(batches[-1]) < batch_size:
+    batches = list(torch.split(order, batch_size)) if len(order) else []
+    if drop_last and batches and len(batches[-1]) < batch_size:
         batches.pop()
     return batches
 

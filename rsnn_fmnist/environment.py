@@ -14,6 +14,7 @@ import torch
 from . import __version__
 from .config import Machine
 from .data import FILES
+from .distributed import ALONE, World
 from .errors import RunError, UsageError
 from .spiking import backend
 
@@ -52,6 +53,29 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def own_device(name: str, world: World) -> torch.device:
+    """As `choose_device`; of several processes each takes the GPU of its number on its machine.
+
+    Raises:
+        UsageError: one GPU is named for all of them.
+        RunError: there are fewer GPUs than processes.
+    """
+    device = choose_device(name)
+    if world.size == 1 or device.type == "cpu":
+        return device
+    if ":" in name:
+        raise UsageError(
+            f"--device {name}: each process takes a GPU of its own; use --device {device.type}"
+        )
+    if device.type != "cuda" or world.local_rank >= torch.cuda.device_count():
+        raise RunError(
+            f"--device {name}: there are {torch.cuda.device_count()} CUDA GPUs on this machine for "
+            "its processes; start one for each (--nproc-per-node), or use --device cpu"
+        )
+    torch.cuda.set_device(world.local_rank)
+    return choose_device(f"cuda:{world.local_rank}")
+
+
 def set_up(machine: Machine) -> None:
     """Threads and determinism, for the whole process."""
     torch.set_num_threads(machine.threads)
@@ -68,7 +92,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def describe(device: torch.device, chosen_backend: str) -> dict[str, object]:
+def describe(device: torch.device, chosen_backend: str, world: World = ALONE) -> dict[str, object]:
     """What environment.json records."""
     return {
         "rsnn_fmnist": __version__,
@@ -82,6 +106,7 @@ def describe(device: torch.device, chosen_backend: str) -> dict[str, object]:
         "device_name": device_name(device),
         "backend": chosen_backend,
         "threads": torch.get_num_threads(),
+        "processes": world.size,
         "kernel_threads": kernel_threads(chosen_backend),
     }
 

@@ -55,9 +55,12 @@ class Insight:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Count the spikes of the test pictures that pass meanwhile."""
-        with count_spikes(self.session.model) as self._counts:
+        """Count the spikes of the test pictures that pass meanwhile, in all processes."""
+        with count_spikes(self.session.model) as own:
             yield
+        self._counts = SpikeCounts()
+        for counts in self.session.world.gather(own.cpu()):
+            self._counts.add(counts)
 
     def scalars(self) -> dict[str, float]:
         """The epoch's numbers by tag: firing, time constants, the gradient's norm.

@@ -8,11 +8,13 @@ notebook's worker, a test) nothing is installed.
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)  # nobody reads standard output any more
 STOPPING = tuple(s for s in (signal.SIGINT, getattr(signal, "SIGTERM", None)) if s is not None)
-
+WISHES = (*STOPPING, BROKEN_PIPE)
 ECHO = 1.0  # seconds after the first signal in which another one is the same wish
 
 
@@ -21,14 +23,22 @@ class InterruptedRunError(Exception):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name if signum != BROKEN_PIPE else "SIGPIPE")
+        self.signum = signum
         self.exit_code = 128 + signum
 
 
 class Interrupt:
-    """While entered, remembers the first signal in `signum`."""
+    """While entered, remembers the first signal in `signum`.
+
+    Attributes:
+        shared: other processes take part in the run, and all stop at the same place; a signal
+            counts when all have heard of it.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.shared = False
+        self._agreed: int | None = None
         self._when = 0.0
         self._before: dict[signal.Signals, object] = {}
 
@@ -58,5 +68,27 @@ class Interrupt:
 
     def check(self) -> None:
         """Raises InterruptedRunError when a signal has come."""
-        if self.signum is not None:
-            raise InterruptedRunError(self.signum)
+        signum = self._agreed if self.shared else self.signum
+        if signum is not None:
+            raise InterruptedRunError(signum)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Where others take part, a stop asked for inside waits until all have heard of it."""
+        try:
+            yield
+        except InterruptedRunError as stop:
+            if not self.shared:
+                raise
+            if self.signum is None:
+                self.signum, self._when = stop.signum, time.monotonic()
+
+    def flags(self) -> list[int]:
+        """What has come, for each of WISHES: 1 or 0."""
+        return [int(self.signum == s) for s in WISHES]
+
+    def hear(self, counts: Iterable[float]) -> None:
+        """Take in how many processes each of WISHES has come to."""
+        for s, count in zip(WISHES, counts, strict=True):
+            if count and self._agreed is None:
+                self._agreed = s

@@ -5,6 +5,7 @@ import importlib.util
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from . import checkpoint, config, data, environment, models
 from .checkpoint import Content
 from .config import Experiment, Machine, Value
 from .data import CLASSES, SIDE, Loader, Splits
+from .distributed import ALONE, World, processes, refuse
 from .errors import RunError, UsageError
 from .insight import Insight, drawing
 from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
@@ -35,30 +37,44 @@ def run(flags: Settings, file: Settings) -> int:
         RunError, UsageError: it cannot be done.
     """
     machine = config.from_settings(Machine, {**file, **flags})
+    with processes(machine.device) as world:
+        world.on_all(lambda: get_ready(machine, flags))
+        if machine.prepare_only:
+            return prepare(machine, {**file, **flags})
+        experiment, directory, content = world.on_first(lambda: identify(machine, flags, file))
+        console = Console(experiment.epochs, quiet=machine.quiet, mute=not world.first)
+        if content and finished(experiment, content) and not machine.test_only:
+            console.tell(summary(experiment, content["rows"], directory))
+            return 0
+        session, backend = world.on_all(lambda: set_up(experiment, machine, world))
+        announce(console, session, backend)
+        if machine.test_only and content:
+            return test(session, content, Path(machine.resume), console)
+        facts = environment.describe(session.device, backend, world)
+        return train(session, machine, directory, console, facts)
+
+
+def get_ready(machine: Machine, flags: Settings) -> None:
+    """What can be refused, or has to be imported, before anything is looked for."""
     if "start_epoch" in flags and machine.resume:
         raise UsageError("--start-epoch: a resumed run goes on where it was; leave one of them out")
     if machine.tb_pictures:
         drawing("--tb-pictures")  # refuses at once where it cannot draw
     if machine.models_file:
         import_models(Path(machine.models_file))
-    if machine.prepare_only:
-        return prepare(machine, {**file, **flags})
-    experiment, directory, content = identify(machine, flags, file)
-    if content and finished(experiment, content) and not machine.test_only:
-        print(summary(experiment, content["rows"], directory))
-        return 0
-    device = environment.choose_device(machine.device)
+
+
+def set_up(experiment: Experiment, machine: Machine, world: World) -> tuple[Session, str]:
+    """The session at its beginning, on its device, checked, and the backend of its layers."""
+    device = environment.own_device(machine.device, world)
     backend = choose_backend(machine.backend, device)
     environment.set_up(machine)
     splits = load_pictures(experiment, machine)
-    session = build_session(experiment, machine, device, splits)
+    session = build_session(experiment, machine, device, splits, world)
     set_backend(session.model, machine.backend)
     check_model(session)
-    console = Console(experiment.epochs, quiet=machine.quiet)
-    announce(console, session, splits, backend)
-    if machine.test_only and content:
-        return test(session, content, Path(machine.resume))
-    return train(session, machine, directory, console, environment.describe(device, backend))
+    refuse(session.model, experiment.batch_size, world)
+    return session, backend
 
 
 def prepare(machine: Machine, settings: Settings) -> int:
@@ -217,7 +233,11 @@ def load_pictures(experiment: Experiment, machine: Machine) -> Splits:
 
 
 def build_session(
-    experiment: Experiment, machine: Machine, device: torch.device, splits: Splits
+    experiment: Experiment,
+    machine: Machine,
+    device: torch.device,
+    splits: Splits,
+    world: World = ALONE,
 ) -> Session:
     """The session at its beginning: weights drawn from the seed, pictures on the device."""
     torch.manual_seed(experiment.seed)
@@ -229,7 +249,7 @@ def build_session(
     train, test = loader(splits.train), loader(splits.test)
     val = loader(splits.val) if splits.val else None
     loaders = (train, val, test)
-    return open_session(experiment, device, model, loaders, whole_step=machine.graph)
+    return open_session(experiment, device, model, loaders, whole_step=machine.graph, world=world)
 
 
 def build_model(experiment: Experiment) -> nn.Module:
@@ -285,18 +305,18 @@ def check_model(session: Session) -> None:
         raise RunError(f"the model {name} returns {scores.dtype} scores that carry no gradient")
 
 
-def announce(console: Console, session: Session, splits: Splits, backend: str) -> None:
+def announce(console: Console, session: Session, backend: str) -> None:
     """Say what was chosen."""
-    experiment, device = session.experiment, session.device
+    experiment, device, world = session.experiment, session.device, session.world
     threads = torch.get_num_threads()
     parameters = sum(p.numel() for p in session.model.parameters())
     kind = "synthetic" if experiment.dataset == "synthetic" else "FashionMNIST"
-    held = f", {len(splits.val):,} held out" if splits.val else ""
+    held = f", {len(session.val):,} held out" if session.val else ""
     precision = str(session.precision.dtype or torch.float32).removeprefix("torch.")
     console.say(f"model    {experiment.model}, {parameters:,} parameters, seed {experiment.seed}")
     console.say(
-        f"data     {len(splits.train):,} {kind} training pictures{held}, {len(splits.test):,} for "
-        "testing"
+        f"data     {len(session.train):,} {kind} training pictures{held}, "
+        f"{len(session.test):,} for testing"
     )
     console.say(
         f"device   {device} ({environment.device_name(device)}), {threads} CPU "
@@ -304,21 +324,26 @@ def announce(console: Console, session: Session, splits: Splits, backend: str) -
     )
     why = layer_by_layer(session)
     console.say(f"step     {f'layer by layer: {why}' if why else 'one compiled loop'}")
+    if world.size > 1:
+        least, most = experiment.batch_size // world.size, -(-experiment.batch_size // world.size)
+        shares = f"{least}" if least == most else f"{least} or {most}"
+        console.say(f"split    each batch over {world.size} processes, {shares} pictures each")
 
 
-def test(session: Session, content: Content, path: Path) -> int:
+def test(session: Session, content: Content, path: Path, console: Console) -> int:
     """Evaluate a checkpoint's weights on the test pictures and print the result."""
     try:
         session.model.load_state_dict(content["model"])
     except RuntimeError as error:
         raise RunError(f"{path}: does not fit the model ({error})") from None
     with Interrupt() as interrupt:
+        interrupt.shared = session.world.size > 1
         try:
             sums, seconds = evaluate(session, session.test, interrupt)
         except InterruptedRunError as stop:
             return stop.exit_code
     loss, acc1, acc5 = sums.means()
-    print(
+    console.tell(
         f"test loss {loss:.6f}  top-1 {acc1:.2f} %  top-5 {acc5:.2f} %  on "
         f"{len(session.test):,} pictures in {seconds:.2f} s"
     )
@@ -333,24 +358,26 @@ def train(
     facts: dict[str, object],
 ) -> int:
     """Train in the run's directory, from its checkpoint where there is one."""
-    experiment = session.experiment
-    with RunDirectory(directory) as records, Interrupt() as interrupt:
-        content = starting_point(machine, directory)
-        progress = Progress(experiment.start_epoch, Sums(session.device))
-        if content:
-            kept = checkpoint.experiment_of(content, directory)
-            refuse_changes(experiment, kept, content, directory)  # it may be another's by now
-            progress = checkpoint.restore(session, content, directory)
+    experiment, world = session.experiment, session.world
+    with ExitStack() as stack, Interrupt() as interrupt:
+        interrupt.shared = world.size > 1
+        records = RunDirectory(directory)
+        content = world.on_first(
+            lambda: take_over(stack.enter_context(records), machine, experiment)
+        )
+        progress = world.on_all(lambda: starting_progress(session, content, directory))
         where = f", from epoch {progress.epoch}, batch {progress.batch}" if content else ""
         console.say(f"run      {directory}{where}")
-        records.write_records(experiment, facts, progress.rows)
         events, insight = None, None
+        if world.first:
+            records.write_records(experiment, facts, progress.rows)
         if machine.wants_events():
-            folder = directory / "tb"
-            events = TensorBoard(folder, progress.rows, progress.epoch, experiment)
             insight = Insight(session, progress, machine.tb_pictures)
+        if machine.wants_events() and world.first:
+            events = TensorBoard(directory / "tb", progress.rows, progress.epoch, experiment)
         saver = Saver(directory, session, machine.checkpoint_every)
-        tracker = Tracker(console, records, events, insight)
+        tracker = Tracker(console, records if world.first else None, events, insight)
+        world.begin(session.model)
         try:
             fit(session, progress, tracker=tracker, saver=saver, interrupt=interrupt)
             tracker.finish()
@@ -366,6 +393,22 @@ def train(
         raise RunError(f"{directory}: the last checkpoint could not be saved; see above")
     console.tell(summary(experiment, progress.rows, directory))
     return 0
+
+
+def take_over(records: RunDirectory, machine: Machine, experiment: Experiment) -> Content | None:
+    """The checkpoint in the locked directory, which may be another's by now; None: none."""
+    content = starting_point(machine, records.path)
+    if content:
+        kept = checkpoint.experiment_of(content, records.path)
+        refuse_changes(experiment, kept, content, records.path)
+    return content
+
+
+def starting_progress(session: Session, content: Content | None, directory: Path) -> Progress:
+    """Where the run goes on, its state restored; without a checkpoint at its beginning."""
+    if content is None:
+        return Progress(session.experiment.start_epoch, Sums(session.device))
+    return checkpoint.restore(session, content, directory)
 
 
 def summary(experiment: Experiment, rows: list[Row], directory: Path) -> str:

@@ -132,7 +132,8 @@ def warn(message: str) -> None:
 class Saver:
     """Writes a run's checkpoints: now, or when the last one is `every` seconds old.
 
-    A save that fails is told on standard error and tried again at the next occasion.
+    A save that fails is told on standard error and tried again at the next occasion. Of several
+    processes only the first one saves.
     """
 
     def __init__(self, path: Path, session: Session, every: float) -> None:
@@ -144,9 +145,11 @@ class Saver:
         self._best_epoch: int | None = None
 
     def due(self) -> bool:
-        return time.monotonic() - self._saved >= self.every
+        return self.session.world.first and time.monotonic() - self._saved >= self.every
 
     def save(self, progress: Progress) -> None:
+        if not self.session.world.first:
+            return
         try:
             self._save_best(progress)  # first: a run that is done in latest.pt lacks nothing
             content = checkpoint.capture(self.session, progress)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 
 from .config import Experiment
 from .data import Loader
+from .distributed import ALONE, World
 from .step import Precision, Sums
 
 Row = dict[str, Any]  # one line of metrics.jsonl
@@ -35,6 +36,7 @@ class Session:
     val: Loader | None
     test: Loader
     whole_step: bool = True  # a training step as one, where the model and the device allow it
+    world: World = ALONE  # the processes that share the work
 
 
 @dataclass
@@ -66,6 +68,7 @@ def open_session(
     loaders: tuple[Loader, Loader | None, Loader],
     *,
     whole_step: bool = True,
+    world: World = ALONE,
 ) -> Session:
     """The session of an experiment before its first batch; model is moved to the device."""
     model = model.to(device)
@@ -85,6 +88,7 @@ def open_session(
         val,
         test,
         whole_step,
+        world,
     )
 
 

@@ -14,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
 from .data import Loader, Selection
+from .interrupt import Interrupt
 from .spiking import SequenceModule
 from .spiking.backend import resolve
 
@@ -97,9 +98,18 @@ def rate_loss(rates: Tensor, labels: Tensor) -> Tensor:
 Step = Callable[[Selection], None]  # a selection of a Loader; see data.Loader.selections
 
 
-def training_step(session: "Session", sums: Sums) -> Step:
-    """The function that takes one optimisation step on a batch and adds it to `sums`."""
-    gradients = _gradients(session, sums)
+def training_step(session: "Session", sums: Sums, interrupt: Interrupt | None = None) -> Step:
+    """The function that takes one optimisation step on a batch and adds it to `sums`.
+
+    Where several processes take the step together, it is given this one's share of the batch, and
+    leaves every one's signals with `interrupt`.
+    """
+    if session.world.size > 1:
+        from .distributed import SharedGradients
+
+        gradients: Step = SharedGradients(session, sums, interrupt or Interrupt())
+    else:
+        gradients = own_gradients(session, sums)
 
     def step(selection: Selection) -> None:
         gradients(selection)
@@ -109,7 +119,7 @@ def training_step(session: "Session", sums: Sums) -> Step:
     return step
 
 
-def _gradients(session: "Session", sums: Sums) -> Step:
+def own_gradients(session: "Session", sums: Sums) -> Step:
     """The function that adds a batch to `sums` and leaves its gradients in the model's .grad."""
     if layer_by_layer(session) is None:
         from .fused import Gradients
@@ -137,6 +147,8 @@ def layer_by_layer(session: "Session") -> str | None:
     """Why a step goes layer by layer; None: it is one compiled loop."""
     if not session.whole_step:
         return "--no-graph"
+    if session.world.size > 1 and session.device.type != "cpu":
+        return f"{session.world.size} processes take it together"
     if session.precision.dtype is not None:
         return "mixed precision"
     if session.device.type != "cpu":

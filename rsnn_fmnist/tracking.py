@@ -39,13 +39,19 @@ METRICS = ("test_acc1", "test_loss", "val_acc1", "val_loss", "train_acc1", "trai
 
 
 class Console:
-    """Lines on standard output, and a bar on standard error while that is a terminal."""
+    """Lines on standard output, and a bar on standard error while that is a terminal.
 
-    def __init__(self, epochs: int, *, quiet: bool) -> None:
+    Args:
+        quiet: only what `tell` is given.
+        mute: nothing at all; another process speaks.
+    """
+
+    def __init__(self, epochs: int, *, quiet: bool, mute: bool = False) -> None:
         self.epochs = epochs
         self.quiet = quiet
+        self.mute = mute
         self._bar: tqdm | None = None  # type: ignore[type-arg]
-        self._bars = sys.stderr is not None and sys.stderr.isatty() and not quiet
+        self._bars = sys.stderr is not None and sys.stderr.isatty() and not (quiet or mute)
 
     def say(self, line: str) -> None:
         """Print a line, unless quiet.
@@ -59,6 +65,8 @@ class Console:
 
     def tell(self, line: str) -> None:
         """As `say`, quiet or not."""
+        if self.mute:
+            return
         try:
             print(line, flush=True)
         except BrokenPipeError:
@@ -178,13 +186,14 @@ class TensorBoard:
 class Tracker:
     """Everything that a run tells, in one: console, metrics.jsonl and TensorBoard (None: off).
 
+    Of several processes all but the first have no records (None) and no TensorBoard.
     What TensorBoard tells beyond the metrics is `insight`'s (None: nothing).
     """
 
     def __init__(
         self,
         console: Console,
-        run: RunDirectory,
+        run: RunDirectory | None,
         tensorboard: TensorBoard | None,
         insight: Insight | None = None,
     ) -> None:
@@ -201,7 +210,8 @@ class Tracker:
         self.console.batch(progress, batches)
 
     def epoch(self, row: Row, seconds_left: float) -> None:
-        self.run.add_row(row)
+        if self.run:
+            self.run.add_row(row)
         if self.tensorboard:
             try:
                 self.tensorboard.epoch(row, self.insight)
@@ -221,7 +231,8 @@ class Tracker:
     def close(self) -> None:
         """Leave nothing half said; a second time nothing happens."""
         self.console.close_bar()
-        self.run.catch_up()
+        if self.run:
+            self.run.catch_up()
         if self.tensorboard:
             with suppress(OSError):
                 self.tensorboard.close()

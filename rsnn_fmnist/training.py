@@ -10,7 +10,8 @@ import torch
 
 from .config import Experiment
 from .data import EVALUATION_BATCH, Loader, batch_indices, epoch_order
-from .errors import RunError
+from .distributed import PeerLostError
+from .errors import DivergedError
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import Saver
 from .session import Best, Progress, Row, Session, advance, best_metric
@@ -25,21 +26,27 @@ def fit(
 
     Raises:
         InterruptedRunError: a signal came; the run is saved.
-        RunError: the loss or the weights are no longer finite.
+        PeerLostError: another process of the run has ended; this one's state is saved.
+        DivergedError: the loss or the weights are no longer finite.
     """
-    step = training_step(session, progress.sums)
+    step = training_step(session, progress.sums, interrupt)
     try:
         while progress.epoch < session.experiment.epochs:
             train_epoch(session, progress, step, tracker=tracker, saver=saver, interrupt=interrupt)
             refuse_divergence(session, progress)
             row = epoch_row(session, progress, tracker, interrupt)
             finish_epoch(session, progress, row)
-            tracker.epoch(row, seconds_left(session.experiment, progress))
+            with interrupt.noting():
+                tracker.epoch(row, seconds_left(session.experiment, progress))
             if saver.due():
                 saver.save(progress)
-    except InterruptedRunError:
+    except PeerLostError:
         refuse_divergence(session, progress)
         saver.save(progress)
+        raise
+    except InterruptedRunError:
+        refuse_divergence(session, progress)
+        session.world.on_first(lambda: saver.save(progress))  # nobody ends before it is done
         raise
     saver.save(progress)
 
@@ -58,8 +65,9 @@ def train_epoch(
     session.model.train()
     order = epoch_order(len(session.train), experiment.seed, progress.epoch)
     batches = batch_indices(order.to(session.device), experiment.batch_size, drop_last=True)
+    shares = map(session.world.share, batches[progress.batch :])
     start = time.perf_counter() - progress.train_seconds
-    for selection in session.train.selections(batches[progress.batch :]):
+    for selection in session.train.selections(list(shares)):
         step(selection)
         progress.batch += 1
         progress.train_seconds = time.perf_counter() - start
@@ -75,15 +83,16 @@ def train_epoch(
 
 
 def evaluate(session: Session, loader: Loader, interrupt: Interrupt) -> tuple[Sums, float]:
-    """One pass that learns nothing -> its sums and seconds."""
+    """One pass that learns nothing, of every process over its share -> the sums of all, seconds."""
     session.model.eval()
     sums = Sums(session.device)
     step = evaluation_step(session, loader, sums)
     start = time.perf_counter()
-    order = torch.arange(len(loader), device=session.device)
+    order = session.world.share(torch.arange(len(loader), device=session.device))
     for selection in loader.selections(batch_indices(order, EVALUATION_BATCH, drop_last=False)):
         step(selection)
         interrupt.check()
+    session.world.complete(sums, interrupt)
     sums.wait()
     return sums, time.perf_counter() - start
 
@@ -139,7 +148,7 @@ def refuse_divergence(session: Session, progress: Progress) -> None:
     if math.isfinite(loss) and torch.isfinite(torch.stack(weights)).all():
         return
     what = "loss" if not math.isfinite(loss) else "weights"
-    raise RunError(
+    raise DivergedError(
         f"the {what} became not finite in epoch {progress.epoch}, batch {progress.batch}: try a "
         f"smaller --lr than {session.experiment.lr:g}; no checkpoint is made of this state"
     )

@@ -152,6 +152,24 @@ class SpikeCounts:
 
         return add
 
+    def cpu(self) -> "SpikeCounts":
+        """The same on the CPU."""
+        moved = SpikeCounts()
+        moved._steps = self._steps
+        moved._spikes = {
+            name: {shape: count.cpu() for shape, count in spikes.items()}
+            for name, spikes in self._spikes.items()
+        }
+        return moved
+
+    def add(self, other: "SpikeCounts") -> None:
+        """Add what was counted of other samples, on the same device."""
+        for name, spikes in other._spikes.items():
+            own, steps = self._spikes.setdefault(name, {}), self._steps.setdefault(name, {})
+            for shape, count in spikes.items():
+                own[shape] = own[shape] + count if shape in own else count
+                steps[shape] = steps.get(shape, 0) + other._steps[name][shape]
+
     def firing(self) -> dict[str, Firing]:
         """How every layer that has run fires; waits for the device."""
         return {name: self._of(name) for name, spikes in self._spikes.items() if spikes}
