@@ -165,7 +165,8 @@ def test_a_run_from_start_to_summary(here: Path, capsys: Any) -> None:
     assert lines[0] == "model    feedback, 3,338 parameters, seed 2020"
     assert lines[1] == "data     640 synthetic training pictures, 200 for testing"
     assert "1 CPU thread, " in lines[2]
-    assert lines[3] == "run      runs/feedback_synthetic_e3_b64_seed2020"
+    assert lines[3].startswith("step     ")
+    assert lines[4] == "run      runs/feedback_synthetic_e3_b64_seed2020"
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["0/2", "1/2", "2/2"]
     assert f"feedback names {rows[-1]['test_acc1']:.2f} % of the drawn (synthetic)" in out
     assert "best test accuracy (optimistic)" in out
