@@ -30,12 +30,13 @@ def test_every_variant_compiles(file: str, storage: torch.dtype, capability: str
     )
     for name in names:
         done(nvrtc.nvrtcAddNameExpression(program, name))
-    options = [*OPTIONS, f"-arch=sm_{capability}", "-Werror=all-warnings", "--ptxas-options=-v"]
+    options = [*OPTIONS, f"-arch=sm_{capability}", "--ptxas-options=-v"]
     (outcome,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
     (size,) = done(nvrtc.nvrtcGetProgramLogSize(program))
     log = b" " * size
     done(nvrtc.nvrtcGetProgramLog(program, log))
     assert outcome == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
+    assert b"warning" not in log, log.decode()
     mangled = {done(nvrtc.nvrtcGetLoweredName(program, name))[0] for name in names}
     assert len(mangled) == len(names)
     assert log.count(b"registers") == len(names)

@@ -229,6 +229,35 @@ def test_neurons(
     assert launched == ["neuron_forward<{}>", "neuron_backward<{}>"]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("tau", [1.7, 3.0, 100.0])
+def test_leaky_neurons_are_rounded_as_the_reference(
+    tau: float, reset: str, dtype: torch.dtype, launched: list[str]
+) -> None:
+    """Charges that no format holds exactly: equal at every step, and so are the spikes."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(28, 200, generator=generator).mul(tau).to(dtype)
+    v = torch.randn(200, generator=generator).to(torch.promote_types(dtype, torch.float32))
+    layer = LIF(tau=tau, v_threshold=0.7, v_reset=RESETS[reset])
+
+    def run(function: Callable[..., Any]) -> tuple[Tensor, Tensor, Tensor]:
+        h: list[Tensor] = []
+        s, last = function(x, v, **layer.settings(), observe=lambda _, charged: h.append(charged))
+        return s, last, torch.cat(h)
+
+    outputs = run(layer.sequence_function)
+    for got, want in zip(run(cuda.lif_sequence), outputs, strict=True):
+        assert torch.equal(got, want)
+    assert 0.02 < outputs[0].double().mean() < 0.98, "silent or saturated: shows nothing"
+
+
+def test_a_recurrent_layer_is_rounded_as_the_reference(launched: list[str]) -> None:
+    inputs = recurrent_inputs(16, 5, 9)
+    y_seq, *_ = compare(*recurrent_functions(LIF(tau=3.0)), inputs, torch.float32, state=("v",))
+    assert 0.02 < y_seq.double().mean() < 0.98, "silent or saturated: shows nothing"
+
+
 @pytest.mark.parametrize("shape", [(1,), (8, 1), (3, 0, 5), (9, 2, 3, 2), (16, 40)], ids=str)
 def test_neurons_of_any_shape(shape: tuple[int, ...], launched: list[str]) -> None:
     inputs = {"x": dyadic(*shape, low=-1, high=3), "v": dyadic(*shape[1:], low=-1, high=1, seed=1)}

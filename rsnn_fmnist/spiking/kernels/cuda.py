@@ -144,7 +144,7 @@ def _cell(
     """A neuron's settings as the kernels take them; tau None: IF."""
     slope, scale = SLOPES.get(type(surrogate), (GIVEN, float))
     return Cell(
-        per_tau=1.0 if tau is None else 1 / tau,
+        tau=1.0 if tau is None else float(tau),
         v_threshold=float(v_threshold),
         v_rest=0.0 if v_reset is None else float(v_reset),
         alpha=float(surrogate.alpha),

@@ -25,7 +25,7 @@ SLOPES: dict[type, tuple[int, Callable[[float], float]]] = {  # Slope, and Cell.
     Sigmoid: (2, lambda alpha: 1.0),
     Erf: (3, lambda alpha: alpha / math.sqrt(math.pi)),
     SoftSign: (4, lambda alpha: 1.0),
-    PiecewiseQuadratic: (5, lambda alpha: 1.0),
+    PiecewiseQuadratic: (5, lambda alpha: alpha**2),
 }
 THREADS = 64  # of a block: few, so that a small layer reaches many multiprocessors
 MOST_FEATURES = 1024  # of the recurrent container: CUDA's limit on the threads of a block
@@ -34,7 +34,7 @@ MOST_FEATURES = 1024  # of the recurrent container: CUDA's limit on the threads 
 class Cell(NamedTuple):
     """The neurons of a layer; `Cell` of neuron.cuh, field by field."""
 
-    per_tau: float
+    tau: float
     v_threshold: float
     v_rest: float
     alpha: float

@@ -2,8 +2,9 @@
 //
 // The equations stand in neuron.py and surrogate.py, their derivatives with them; the order of
 // operations is theirs too. Compiled without contraction into fused multiply-adds (-fmad=false),
-// so that a charge close to the threshold is rounded, and fires, as in the reference. That divides
-// by tau as torch does on a CUDA device: it multiplies by 1 / tau, rounded.
+// so that a charge close to the threshold is rounded, and fires, as in the reference on the CPU.
+// torch on a CUDA device does not divide by a number: it multiplies by 1 / tau, rounded. Its LIF
+// charge can differ in the last digit where tau is no power of two.
 #pragma once
 
 enum Slope { GIVEN, ATAN, SIGMOID, ERF, SOFT_SIGN, PIECEWISE_QUADRATIC };
@@ -11,7 +12,7 @@ enum Slope { GIVEN, ATAN, SIGMOID, ERF, SOFT_SIGN, PIECEWISE_QUADRATIC };
 // The neurons of a layer; uniform over a launch, so that its branches cost next to nothing.
 template <typename C>
 struct Cell {
-    C per_tau;  // 1 / tau, or 1 where not leaky
+    C tau;  // 1 where not leaky
     C v_threshold;
     C v_rest;  // v_reset where hard, else 0
     C alpha;
@@ -24,7 +25,7 @@ struct Cell {
 
 template <typename C>
 __device__ C charge(C input, C v, const Cell<C> &cell) {
-    return cell.leaky ? v + (input - (v - cell.v_rest)) * cell.per_tau : v + input;
+    return cell.leaky ? v + (input - (v - cell.v_rest)) / cell.tau : v + input;
 }
 
 template <typename C>
@@ -54,7 +55,7 @@ __device__ C slope_at(C u, const Cell<C> &cell) {
             return cell.alpha / (2 * (width * width));
         }
         default: {
-            const C triangle = cell.alpha - cell.alpha * cell.alpha * fabs(u);
+            const C triangle = cell.alpha - cell.scale * fabs(u);
             return triangle < 0 ? C(0) : triangle;  // NaN stays
         }
     }
@@ -72,10 +73,10 @@ __device__ C fire_backward(C grad_s, C grad_v, C h, C slope, const Cell<C> &cell
 // What the charge hands on of dL/dh, to the input and to the potential before.
 template <typename C>
 __device__ C to_input(C grad_h, const Cell<C> &cell) {
-    return cell.leaky ? grad_h * cell.per_tau : grad_h;
+    return cell.leaky ? grad_h / cell.tau : grad_h;
 }
 
 template <typename C>
 __device__ C to_potential(C grad_h, const Cell<C> &cell) {
-    return cell.leaky ? grad_h * (1 - cell.per_tau) : grad_h;
+    return cell.leaky ? grad_h - grad_h / cell.tau : grad_h;
 }
