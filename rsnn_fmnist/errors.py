@@ -1,4 +1,9 @@
-"""The ways a run can be refused; cli.py turns them into one line and an exit code."""
+"""The ways a run can be refused, which cli.py turns into one line and an exit code; and what is
+told of a run that goes on.
+"""
+
+import contextlib
+import sys
 
 
 class RunError(Exception):
@@ -19,3 +24,9 @@ class UsageError(RunError):
 
     exit_code = 2
     alike = True
+
+
+def warn(message: str) -> None:
+    """Tell on standard error, in a line, what the user should know."""
+    with contextlib.suppress(OSError):  # as when standard error is a file on a full disk
+        print(f"rsnn_fmnist: warning: {message}", file=sys.stderr, flush=True)

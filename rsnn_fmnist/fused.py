@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .captured import listened_to
 from .data import SIDE, Loader, Selection
 from .models import ColumnReader
 from .spiking import IF, LIF, LinearRecurrentContainer, SynapseFilter
@@ -45,8 +46,7 @@ def refusal(model: nn.Module) -> str | None:
         return "some of its weights are not learnt"
     if len(set(model)) < len(model):
         return "layers share weights"
-    hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
-    if hooked or any(m._backward_hooks or m._backward_pre_hooks for m in model.modules()):
+    if listened_to(model):
         return "somebody listens to its layers"
     reasons = (_layer_refusal(name, layer) for name, layer in model.named_children())
     return next((reason for reason in reasons if reason), None)

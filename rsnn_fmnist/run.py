@@ -16,7 +16,7 @@ from .checkpoint import Content
 from .config import Experiment, Machine, Value
 from .data import CLASSES, SIDE, Loader, Splits
 from .distributed import ALONE, World, processes, refuse
-from .errors import RunError, UsageError
+from .errors import RunError, UsageError, warn
 from .insight import Insight, drawing
 from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
@@ -150,7 +150,7 @@ def newest(directory: Path) -> Content | None:
     except RunError as error:
         if before is None:
             raise
-        print(f"rsnn_fmnist: warning: {error}; going on from {before}", file=sys.stderr)
+        warn(f"{error}; going on from {before}")
         return checkpoint.load(before)
 
 
@@ -323,7 +323,8 @@ def announce(console: Console, session: Session, backend: str) -> None:
         f"thread{'s' if threads > 1 else ''}, backend {backend}, {precision}"
     )
     why = layer_by_layer(session)
-    console.say(f"step     {f'layer by layer: {why}' if why else 'one compiled loop'}")
+    whole = "one CUDA graph" if device.type == "cuda" else "one compiled loop"
+    console.say(f"step     {f'layer by layer: {why}' if why else whole}")
     if world.size > 1:
         least, most = experiment.batch_size // world.size, -(-experiment.batch_size // world.size)
         shares = f"{least}" if least == most else f"{least} or {most}"

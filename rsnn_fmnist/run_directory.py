@@ -5,9 +5,7 @@
 A directory that holds a run is never written to by another one.
 """
 
-import contextlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from . import atomic, checkpoint, config
 from .config import Experiment, Machine
-from .errors import RunError, UsageError
+from .errors import RunError, UsageError, warn
 from .session import Progress, Row, Session
 
 CONFIG, ENVIRONMENT, METRICS = "config.toml", "environment.json", "metrics.jsonl"
@@ -112,7 +110,10 @@ class RunDirectory:
 
     def _fall_behind(self, error: OSError) -> None:
         self._behind = True
-        warn(f"{self.path / METRICS} not written ({error.strerror or error}), to be tried again")
+        warn(
+            f"{self.path / METRICS} not written ({error.strerror or error}), to be tried again; "
+            "training goes on"
+        )
 
     def _put(self, name: str, text: str) -> None:
         content = text.encode()
@@ -121,12 +122,6 @@ class RunDirectory:
 
 def _line(row: Row) -> str:
     return json.dumps(row) + "\n"
-
-
-def warn(message: str) -> None:
-    """Tell on standard error what went wrong with a record; the run itself goes on."""
-    with contextlib.suppress(OSError):  # as when standard error is a file on the same full disk
-        print(f"rsnn_fmnist: warning: {message}; training goes on", file=sys.stderr, flush=True)
 
 
 class Saver:
@@ -158,7 +153,10 @@ class Saver:
         except OSError as error:
             self.failed = True
             reason = error.strerror or error
-            warn(f"checkpoint not saved in {self.path} ({reason}), to be tried again")
+            warn(
+                f"checkpoint not saved in {self.path} ({reason}), to be tried again; training goes "
+                "on"
+            )
         self._saved = time.monotonic()
 
     def _save_best(self, progress: Progress) -> None:

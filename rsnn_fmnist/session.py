@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 from .config import Experiment
 from .data import Loader
 from .distributed import ALONE, World
-from .step import Precision, Sums
+from .step import Precision, Step, Sums
 
 Row = dict[str, Any]  # one line of metrics.jsonl
 
@@ -37,6 +37,7 @@ class Session:
     test: Loader
     whole_step: bool = True  # a training step as one, where the model and the device allow it
     world: World = ALONE  # the processes that share the work
+    evaluations: dict[Loader, tuple[Step, Sums]] = field(default_factory=dict)  # as far as taken
 
 
 @dataclass
@@ -98,7 +99,7 @@ def best_metric(experiment: Experiment) -> str:
 
 
 def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
-    """torch's own, fused: one call for all parameters.
+    """torch's own, fused: one call for all parameters, which a CUDA graph can hold.
 
     SGD's momentum begins at 0, which gives the first step that torch's own beginning gives. torch
     would make it in the first step, and where gradient scaling skips that, leave it as the memory
@@ -106,7 +107,7 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
     """
     lr, weight_decay = experiment.lr, experiment.weight_decay
     if experiment.opt == "adam":
-        return Adam(model.parameters(), lr, weight_decay=weight_decay, fused=True)
+        return Adam(model.parameters(), lr, weight_decay=weight_decay, fused=True, capturable=True)
     momentum = experiment.momentum
     sgd = SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     for p in model.parameters() if momentum else ():

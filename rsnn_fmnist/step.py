@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
+from .captured import GRAPHS, Captured, Rate, listened_to
 from .data import Loader, Selection
 from .interrupt import Interrupt
 from .spiking import SequenceModule
@@ -49,8 +50,8 @@ class Sums:
         """Add a batch: its mean loss, rates [N, classes] and labels [N]."""
         hits = (ranks(rates, labels)[:, None] < self._ks).sum(0)
         self.totals[0].add_(loss.detach(), alpha=len(labels))
-        self.totals[1:3] += hits
-        self.totals[3] += len(labels)
+        self.totals[1:3].add_(hits)
+        self.totals[3].add_(len(labels))
 
     def reset(self) -> None:
         """Begin anew, in place."""
@@ -116,12 +117,35 @@ def training_step(session: "Session", sums: Sums, interrupt: Interrupt | None = 
         session.scaler.step(session.optimizer)
         session.scaler.update()
 
-    return step
+    return _on_its_device(session, step) if session.device.type in GRAPHS else step
+
+
+def _on_its_device(session: "Session", step: Step) -> Step:
+    """The step where it can be a graph: one, if it may, and its learning rate in a tensor."""
+    rate = Rate(session.optimizer, session.device)
+
+    def with_rate(selection: Selection) -> None:
+        with rate.lent():
+            step(selection)
+
+    graph = layer_by_layer(session) is None
+    whole = _captured(session, with_rate, "a training step") if graph else with_rate
+
+    def scheduled(selection: Selection) -> None:
+        rate.take_up()
+        whole(selection)
+
+    return scheduled
+
+
+def _captured(session: "Session", step: Step, name: str) -> Step:
+    graph = GRAPHS[session.device.type](session.device)
+    return Captured(step, graph, f"{name} of {session.experiment.model}")
 
 
 def own_gradients(session: "Session", sums: Sums) -> Step:
     """The function that adds a batch to `sums` and leaves its gradients in the model's .grad."""
-    if layer_by_layer(session) is None:
+    if session.device.type not in GRAPHS and layer_by_layer(session) is None:
         from .fused import Gradients
 
         return Gradients(session.model, session.train, sums)
@@ -144,11 +168,16 @@ def eager_gradients(session: "Session", sums: Sums) -> Step:
 
 
 def layer_by_layer(session: "Session") -> str | None:
-    """Why a step goes layer by layer; None: it is one compiled loop."""
+    """Why a step goes layer by layer; None: it is one graph of the device or one compiled loop.
+
+    A model that proves impossible to capture goes layer by layer all the same; see `captured`.
+    """
     if not session.whole_step:
         return "--no-graph"
     if session.world.size > 1 and session.device.type != "cpu":
         return f"{session.world.size} processes take it together"
+    if session.device.type in GRAPHS:
+        return "somebody listens to its layers" if listened_to(session.model) else None
     if session.precision.dtype is not None:
         return "mixed precision"
     if session.device.type != "cpu":
@@ -164,6 +193,16 @@ def layer_by_layer(session: "Session") -> str | None:
     return refusal(session.model)
 
 
+def evaluation(session: "Session", loader: Loader) -> tuple[Step, Sums]:
+    """An evaluation's step and its sums, begun anew; one that is a graph serves every pass."""
+    if loader not in session.evaluations:
+        sums = Sums(session.device)
+        session.evaluations[loader] = evaluation_step(session, loader, sums), sums
+    step, sums = session.evaluations[loader]
+    sums.reset()
+    return step, sums
+
+
 def evaluation_step(session: "Session", loader: Loader, sums: Sums) -> Step:
     """The function that adds a batch of `loader` to `sums` and learns nothing; same autocast."""
 
@@ -173,4 +212,11 @@ def evaluation_step(session: "Session", loader: Loader, sums: Sums) -> Step:
             rates = session.model(x)
             sums.add(rate_loss(rates, labels), rates, labels)
 
-    return step
+    if session.device.type not in GRAPHS or not session.whole_step or session.world.size > 1:
+        return step
+    whole = _captured(session, step, "an evaluation")
+
+    def seen(selection: Selection) -> None:  # who observes a layer has to see every batch
+        (step if listened_to(session.model) else whole)(selection)
+
+    return seen

@@ -13,10 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from .config import Experiment
-from .errors import RunError
+from .errors import RunError, warn
 from .insight import Insight, drawing
 from .interrupt import BROKEN_PIPE, InterruptedRunError
-from .run_directory import RunDirectory, warn
+from .run_directory import RunDirectory
 from .session import Progress, Row
 
 EVENTS = "events.out.tfevents.*"
@@ -218,7 +218,8 @@ class Tracker:
             except OSError as error:
                 folder, self.tensorboard = self.tensorboard.folder, None
                 warn(
-                    f"{folder} not written ({error.strerror or error}); a resumed run will mend it"
+                    f"{folder} not written ({error.strerror or error}); a resumed run will mend "
+                    "it; training goes on"
                 )
         self.console.epoch(row, seconds_left)
 

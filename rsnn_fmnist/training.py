@@ -15,7 +15,7 @@ from .errors import DivergedError
 from .interrupt import Interrupt, InterruptedRunError
 from .run_directory import Saver
 from .session import Best, Progress, Row, Session, advance, best_metric
-from .step import Step, Sums, evaluation_step, gradient_norm, training_step
+from .step import Step, Sums, evaluation, gradient_norm, training_step
 from .tracking import Tracker
 
 
@@ -85,8 +85,7 @@ def train_epoch(
 def evaluate(session: Session, loader: Loader, interrupt: Interrupt) -> tuple[Sums, float]:
     """One pass that learns nothing, of every process over its share -> the sums of all, seconds."""
     session.model.eval()
-    sums = Sums(session.device)
-    step = evaluation_step(session, loader, sums)
+    step, sums = evaluation(session, loader)
     start = time.perf_counter()
     order = session.world.share(torch.arange(len(loader), device=session.device))
     for selection in loader.selections(batch_indices(order, EVALUATION_BATCH, drop_last=False)):

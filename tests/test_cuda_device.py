@@ -1,11 +1,25 @@
-"""The CUDA kernels on a CUDA device, against the torch reference there; needs CuPy."""
+"""The CUDA kernels on a CUDA device, against the torch reference there, and the step as a CUDA
+graph against the eager one; needs CuPy.
+"""
 
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_captured import (
+    PICTURES,
+    WAITS,
+    Regularised,
+    built,
+    command,
+    open_model,
+    run_module,
+    train,
+)
+from test_checkpoint import same
 from test_cuda_emulation import (
     ALL_SURROGATES,
     DTYPES,
@@ -17,13 +31,16 @@ from test_cuda_emulation import (
     recurrent_inputs,
     sequence_functions,
 )
+from test_resume import StopAfter, final
 from torch import Tensor, nn
 
-from rsnn_fmnist import models
+from rsnn_fmnist import captured, checkpoint, cli, models
+from rsnn_fmnist.captured import WARM_UP, CudaGraph
 from rsnn_fmnist.spiking import IF, LIF, SynapseFilter, set_backend
 from rsnn_fmnist.spiking.kernels import cuda
 from rsnn_fmnist.spiking.neuron import Neuron
 from rsnn_fmnist.spiking.synapse import filter_sequence
+from rsnn_fmnist.step import evaluation
 
 pytestmark = pytest.mark.cuda
 
@@ -161,3 +178,146 @@ def test_a_device_that_is_not_the_current_one() -> None:
     v = torch.zeros(33, dtype=torch.float64, device="cuda:1")
     reference, kernel = sequence_functions(LIF())
     assert torch.equal(kernel(x, v)[0], reference(x, v)[0])
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[CudaGraph]:
+    """The graph of every replay."""
+    seen: list[CudaGraph] = []
+
+    class Counted(CudaGraph):
+        def replay(self) -> None:
+            seen.append(self)
+            super().replay()
+
+    monkeypatch.setitem(captured.GRAPHS, "cuda", Counted)
+    return seen
+
+
+@pytest.mark.parametrize("backend", ["cupy", "torch"])
+@pytest.mark.parametrize("amp", ["", "float16", "bfloat16"])
+@pytest.mark.parametrize("opt", ["sgd", "adam"])
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_graph_and_eager_give_the_same_numbers(
+    name: str, opt: str, amp: str, backend: str, device: torch.device, replays: list[CudaGraph]
+) -> None:
+    settings: dict[str, Any] = {"opt": opt, "lr": 0.1 if opt == "sgd" else 0.01}
+    settings |= {"amp": bool(amp), "amp_dtype": amp or "auto"}
+    settings |= {"device": device, "backend": backend}
+    eager = train(lambda: built(name), 20, whole_step=False, **settings)
+    assert not replays
+    replayed = train(lambda: built(name), 20, **settings)
+    assert len(replays) == 20 - WARM_UP
+    for got, want in zip(replayed, eager, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_random_numbers_and_buffers_go_on(device: torch.device, replays: list[CudaGraph]) -> None:
+    eager, replayed = (
+        train(Regularised, 9, whole_step=whole, device=device) for whole in (False, True)
+    )
+    assert len(replays) == 9 - WARM_UP
+    for got, want in zip(replayed, eager, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_an_evaluation_is_captured_once_for_all_passes(
+    name: str, device: torch.device, replays: list[CudaGraph]
+) -> None:
+    found = []
+    for whole_step in (False, True):
+        session = open_model(built(name), device=device, backend="cupy", whole_step=whole_step)
+        for _ in range(3):
+            step, sums = evaluation(session, session.test)
+            for indices in torch.arange(PICTURES, device=device).split(40):
+                step((indices,))
+        found.append(sums.totals)
+    assert len(replays) == 3 * 2 - WARM_UP
+    assert torch.equal(*found)
+
+
+@pytest.mark.usefixtures("small_synthetic")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--model feedback",
+        "--model stateful-synapse --amp --opt adam --lr 0.01 --lrs step --step-size 1",
+        "--amp --amp-dtype bfloat16 --lrs none --deterministic",
+        "-j 2 --val-size 100",
+    ],
+)
+def test_a_run_is_the_eager_one_also_when_resumed(
+    tmp_path: Path, flags: str, monkeypatch: pytest.MonkeyPatch, replays: list[CudaGraph]
+) -> None:
+    """10 batches an epoch; stopped in the first before the capture, in the second after it."""
+    flags = f"{flags} --device cuda --backend cupy"
+    assert cli.main(command(tmp_path / "eager", f"{flags} --no-graph")) == 0
+    assert not replays
+    assert cli.main(command(tmp_path / "graph", flags)) == 0
+    assert len(replays) > 10
+    for looks in (2, 14):
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "Interrupt", lambda looks=looks: StopAfter(looks))
+            assert cli.main(command(tmp_path / "resumed", f"{flags} --resume auto")) == 130
+    assert cli.main(command(tmp_path / "resumed", f"{flags} --resume auto")) == 0
+    eager = final(tmp_path / "eager")
+    assert same(final(tmp_path / "graph"), eager)
+    assert same(final(tmp_path / "resumed"), eager)
+
+
+@pytest.mark.usefixtures("small_synthetic")
+@pytest.mark.parametrize("opt", ["sgd", "adam"])
+@pytest.mark.parametrize("order", [("cuda", "cpu"), ("cpu", "cuda")], ids=" then ".join)
+def test_a_run_moves_between_devices(
+    tmp_path: Path, order: tuple[str, str], opt: str, replays: list[CudaGraph]
+) -> None:
+    first, second = order
+    flags = f"--opt {opt} --lr 0.01 --backend auto"
+    assert cli.main(command(tmp_path, f"{flags} --device {first} --epochs 1")) == 0
+    again = f"{flags} --device {second} --epochs 2 --resume auto"
+    assert cli.main(command(tmp_path, again)) == 0
+    assert replays
+    content = checkpoint.load(tmp_path / "run" / "latest.pt")
+    (group,) = content["optimizer"]["param_groups"]
+    assert type(group["lr"]) is float
+    assert content["rows"][1]["train_loss"] < content["rows"][0]["train_loss"]
+
+
+@pytest.mark.usefixtures("small_synthetic")
+def test_a_model_that_cannot_be_captured_trains_as_without_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, replays: list[CudaGraph]
+) -> None:
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    (tmp_path / "mine.py").write_text(WAITS)
+    name = "waiting-for-the-device"
+    flags = f"--models-file {tmp_path / 'mine.py'} --model {name} --lr 0.01 --device cuda"
+    for folder, graph in (("eager", "--no-graph"), ("graph", "--graph")):
+        assert cli.main(command(tmp_path / folder, f"{flags} {graph}")) == 0
+        models.MODELS.pop(name)
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == (graph == "--graph")
+    assert "(it waits for the device in mine.py, line 8): it goes layer by layer" in told[0]
+    assert not replays
+    assert same(final(tmp_path / "graph"), final(tmp_path / "eager"))
+
+
+@pytest.mark.filterwarnings("ignore:called a synchronizing CUDA operation")
+def test_a_capture_that_fails_is_got_over(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Though nobody foresaw it: steps, and random numbers, go on on the stream of before."""
+    monkeypatch.setattr(captured, "SYNCHRONISES", "nothing of the kind")
+
+    class Waiting(Regularised):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / max(1.0, x.abs().max().item())
+
+    stream = torch.cuda.current_stream(device)
+    eager, failed = (
+        train(Waiting, 9, whole_step=whole, device=device, lr=0.01) for whole in (False, True)
+    )
+    assert torch.cuda.current_stream(device) == stream
+    assert "cannot be one graph" in capsys.readouterr().err
+    for got, want in zip(failed, eager, strict=True):
+        assert torch.equal(got, want)
