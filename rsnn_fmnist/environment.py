@@ -104,6 +104,7 @@ def describe(device: torch.device, chosen_backend: str, world: World = ALONE) ->
         "cores": available_cores(),
         "device": str(device),
         "device_name": device_name(device),
+        **(cuda_versions() if device.type == "cuda" else {}),
         "backend": chosen_backend,
         "threads": torch.get_num_threads(),
         "processes": world.size,
@@ -138,7 +139,17 @@ def git_revision() -> str | None:
     source = Path(__file__).parents[1]
     if not (source / ".git").exists():
         return None
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"]
+    return _told_by("git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40")
+
+
+def cuda_versions() -> dict[str, str | None]:
+    """CUDA as torch is built for it, and the NVIDIA driver; None where there is none."""
+    told = _told_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {"cuda": torch.version.cuda, "driver": told.splitlines()[0] if told else None}
+
+
+def _told_by(*command: str) -> str | None:
+    """What a program prints; None where there is no such program, or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -161,10 +172,7 @@ def information(machine: Machine) -> str:
         *(f"{name:<12} {_version(name) or 'not installed'}" for name in PACKAGES),
         f"processor    {processor()}, {available_cores()} cores",
     ]
-    gpus = range(torch.cuda.device_count())
-    lines += [f"cuda:{i:<7} {torch.cuda.get_device_name(i)}" for i in gpus]
-    if not gpus:
-        lines.append("cuda         no GPU is found")
+    lines += cuda_lines()
     device = choose_device(machine.device)
     chosen = backend.resolve("auto", device)
     lines.append(f"device       {device}, backend {chosen} by default")
@@ -175,3 +183,21 @@ def information(machine: Machine) -> str:
     )
     lines.append(f"pictures     {present} of 4 files in {raw}")
     return "\n".join(lines)
+
+
+def cuda_lines() -> list[str]:
+    """Of --info: CUDA, the driver, each GPU, and whether the kernels compile for it."""
+    from .spiking.kernels import cuda_launch
+
+    versions = cuda_versions()
+    lines = [
+        f"cuda         {versions['cuda'] or 'none: this torch is built without it'}",
+        f"driver       {versions['driver'] or 'no NVIDIA driver is found'}",
+    ]
+    for i in range(torch.cuda.device_count()):
+        why_not = cuda_launch.missing(torch.device("cuda", i), every=True)
+        lines.append(f"cuda:{i:<7} {torch.cuda.get_device_name(i)}")
+        lines.append(f"kernels      {why_not or 'compile'}")
+    if not torch.cuda.device_count():
+        lines.append("kernels      CUDA's are not compiled: no GPU is found")
+    return lines

@@ -22,7 +22,7 @@ from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
 from .session import Progress, Row, Session, best_metric, open_session
 from .spiking import BackendUnavailableError, set_backend
-from .spiking.backend import resolve
+from .spiking.backend import lacking, resolve
 from .step import Sums, layer_by_layer
 from .tracking import Console, TensorBoard, Tracker, clock
 from .training import evaluate, fit
@@ -211,9 +211,12 @@ def import_models(path: Path) -> None:
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend that --backend means on the device; RunError where it cannot be had."""
     try:
-        return resolve(name, device)
+        chosen = resolve(name, device)
     except BackendUnavailableError as error:
         raise RunError(f"--backend {name}: {error}") from None
+    if name == "auto" and (why := lacking(device)):
+        warn(f"spiking layers run in torch, which is slower; for kernels, {why}")
+    return chosen
 
 
 def load_pictures(experiment: Experiment, machine: Machine) -> Splits:

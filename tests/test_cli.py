@@ -311,6 +311,10 @@ def test_info_and_version_and_help(capsys: Any) -> None:
     out = capsys.readouterr().out
     assert f"torch        {torch.__version__.split('+')[0]}" in out
     assert "0 of 4 files in nowhere/FashionMNIST/raw" in out
+    started = [line.split()[0] for line in out.splitlines()]
+    assert {"cuda", "driver", "kernels", "device"} <= set(started)
+    if not torch.cuda.is_available():
+        assert "\nkernels      CUDA's are not compiled: no GPU is found\n" in out
     for flag, words in (("--version", "rsnn_fmnist 0."), ("--help", "experiment:")):
         with pytest.raises(SystemExit) as caught:
             cli.main([flag])

@@ -23,6 +23,8 @@ import test_golden
 import torch
 from torch import Tensor
 
+from rsnn_fmnist import environment
+from rsnn_fmnist.run import choose_backend
 from rsnn_fmnist.spiking import IF, LIF, SURROGATES, LinearRecurrentContainer, Surrogate, backend
 from rsnn_fmnist.spiking.backend import BackendUnavailableError
 from rsnn_fmnist.spiking.kernels import cuda, cuda_functions, cuda_launch
@@ -529,6 +531,9 @@ def test_what_the_kernels_refuse() -> None:
         cuda_launch.launch("filter_forward<{}>", x.dtype, 1, (1, 1), 0, x, x.to("meta"))
 
 
+REAL_FUNCTION = cuda_launch._function
+
+
 class FakeCupy:
     """An installed CuPy, built for one CUDA, that compiles or does not."""
 
@@ -553,7 +558,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def forget_devices() -> None:
-    caches = (cuda_launch.missing, cuda_launch._module, cuda_launch._function, backend._missing)
+    caches = (cuda_launch.missing, cuda_launch._module, REAL_FUNCTION, backend._missing)
     for cached in caches:
         cached.cache_clear()
 
@@ -561,11 +566,12 @@ def forget_devices() -> None:
 @pytest.mark.parametrize(
     ("cupy", "says"),
     [
-        (None, "needs CuPy"),
+        (None, "needs a working CuPy"),
         (FakeCupy(12090), "CuPy is built for CUDA 12, torch for CUDA 13: remove that CuPy"),
         (FakeCupy(13020, RuntimeError("no NVRTC\nmore")), "cannot compile .*no NVRTC"),
+        (FakeCupy(13020, OSError("/tmp/a.cu(1): no header\nmore")), "cannot compile .*no header"),
     ],
-    ids=["missing", "of another CUDA", "without NVRTC"],
+    ids=["missing", "of another CUDA", "without NVRTC", "without headers"],
 )
 def test_a_cupy_that_does_not_work_is_told_in_a_line(pretended: Any, cupy: Any, says: str) -> None:
     pretended(cupy)
@@ -574,6 +580,59 @@ def test_a_cupy_that_does_not_work_is_told_in_a_line(pretended: Any, cupy: Any, 
         backend.resolve("cupy", device)
     assert "\n" not in str(told.value)
     assert backend.resolve("auto", device) == "torch"
+
+
+def test_a_cupy_that_cannot_be_imported_says_why(
+    pretended: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises a page of advice, with the reason far down."""
+    (tmp_path / "cupy.py").write_text(
+        "try:\n    raise OSError('libcublas.so.13: no such file')\n"
+        "except OSError as error:\n    raise ImportError('\\n======\\nFailed') from error\n"
+    )
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = cuda_launch.missing(torch.device("cuda", 0))
+    assert line == (
+        "it needs a working CuPy (libcublas.so.13: no such file): pip install 'rsnn-fmnist[cuda13]'"
+    )
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_info_compiles_every_kernel(
+    pretended: Any, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended(FakeCupy(13020))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    compiled = []
+
+    def function(kernel: str, storage: torch.dtype, index: int) -> None:
+        compiled.append((kernel, storage))
+        if not works and len(compiled) == 7:
+            raise RuntimeError("too much for it")
+
+    monkeypatch.setattr(cuda_launch, "_function", function)
+    cuda, driver, gpu, kernels = environment.cuda_lines()
+    assert cuda == "cuda         13.2"
+    assert driver.startswith("driver       ")
+    assert gpu == "cuda:0       Some GPU"
+    if works:
+        assert kernels == "kernels      compile"
+        assert len(set(compiled)) == len(KERNELS) * len(STORAGE)
+    else:
+        assert "(too much for it): pip install 'rsnn-fmnist[cuda13]'" in kernels
+
+
+def test_auto_tells_what_keeps_it_from_the_kernels(pretended: Any, capsys: Any) -> None:
+    pretended(None)
+    device = torch.device("cuda", 0)
+    assert choose_backend("torch", device) == "torch"
+    assert capsys.readouterr().err == ""
+    assert choose_backend("auto", device) == "torch"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it needs a working CuPy" in line
+    assert line.endswith("pip install 'rsnn-fmnist[cuda13]'")
 
 
 def test_auto_takes_a_cupy_that_works(pretended: Any, monkeypatch: pytest.MonkeyPatch) -> None:

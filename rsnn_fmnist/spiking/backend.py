@@ -57,6 +57,14 @@ def resolve(backend: str, device: torch.device) -> str:
     return preferred if missing is None else "torch"
 
 
+def lacking(device: torch.device) -> str | None:
+    """What the kernels for a device lack to run on it, and the remedy; None: nothing, or no such
+    kernels.
+    """
+    preferred = _PREFERRED.get(device.type)
+    return _missing(preferred, device) if preferred else None
+
+
 @cache
 def _missing(backend: str, device: torch.device) -> str | None:
     """What a backend lacks to run on a device of its type, and the remedy; None: nothing."""

@@ -8,6 +8,7 @@ frozen by the capture; a tensor is read anew at each replay.
 
 from functools import cache
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,8 +80,12 @@ def launch(
 
 
 @cache
-def missing(device: torch.device) -> str | None:
-    """Why kernels cannot run on this device, and what to do about it; None: they can."""
+def missing(device: torch.device, *, every: bool = False) -> str | None:
+    """Why kernels cannot run on this device, and what to do about it; None: they can.
+
+    Args:
+        every: compile all of them to find out, not only one.
+    """
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "it needs a CUDA device, and a torch built for it"
     major = torch.version.cuda.split(".")[0]
@@ -90,15 +95,17 @@ def missing(device: torch.device) -> str | None:
 
         version = cupy.cuda.runtime.runtimeGetVersion()
     except Exception as error:  # whatever a broken installation raises
-        return f"it needs CuPy ({_first_line(error)}): {remedy}"
+        return f"it needs a working CuPy ({_first_line(error)}): {remedy}"
     if str(version // 1000) != major:
         return (
             f"CuPy is built for CUDA {version // 1000}, torch for CUDA {major}: remove that CuPy, "
             f"then {remedy}"
         )
     index = torch.cuda.current_device() if device.index is None else device.index
+    wanted = product(KERNELS, STORAGE) if every else [("neuron.cu", torch.float32)]
     try:
-        _function(KERNELS["neuron.cu"][0], torch.float32, index)
+        for file, storage in wanted:
+            _function(KERNELS[file][0], storage, index)
     except Exception as error:
         return f"CuPy cannot compile with NVRTC and CUDA's headers ({_first_line(error)}): {remedy}"
     return None
@@ -141,5 +148,7 @@ def _passed(argument: Argument) -> np.generic | np.ndarray:
     return np.uintp(argument.data_ptr()) if isinstance(argument, Tensor) else argument
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    """Of what began it: CuPy puts a page of advice around the reason why it cannot be imported."""
+    error = error.__cause__ or error
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
