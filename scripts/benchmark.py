@@ -1,12 +1,14 @@
-"""How fast the networks train on the CPU, beside other people's code: one run, one table.
+"""How fast the networks train, beside other people's code: one run, one table.
 
     python scripts/benchmark.py --json benchmark.json
+    python scripts/benchmark.py --device cuda --json benchmark-cuda.json
 
 Measured is training throughput, in pictures a second over wall time, of this project (per model,
 backend and thread count), of the script it descends from ("the seed"), of spikingjelly 2.0's
 networks, and of a torch LSTM of the same width; further how this project's cost grows with batch,
-hidden size and T, and each process's peak memory. benchmark_contestants.py says how each figure
-is taken.
+hidden size and T, and each process's peak memory. On CUDA it is this project as one graph and
+eagerly, with --amp and without, spikingjelly's networks on each implementation that it has, and an
+LSTM by cuDNN. benchmark_contestants.py says how each figure is taken.
 
 Every measurement is a fresh process: warm-up, then a timed loop of `--seconds`. A round measures
 each contestant once; rounds alternate in direction, so that a slow spell of the machine meets all
@@ -16,7 +18,7 @@ command that installs it.
 
 The machine should be idle (all of it takes about twelve minutes on two cores): whatever else runs
 slows the seed, whose threads wait for each other, the most. On a machine with more cores than two,
-`taskset -c 0,1` makes it two. Left out: GPUs, evaluation, accuracy.
+`taskset -c 0,1` makes it two. Left out: several GPUs, evaluation, accuracy.
 """
 
 import argparse
@@ -24,59 +26,25 @@ import dataclasses
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import benchmark_contestants
 from benchmark_contestants import CONTESTANTS, MODELS, PEERS, ROOT, Case, Peer
+from benchmark_tables import Row, row_record, scaling_table, table
 
 PICTURES, QUICK_PICTURES = 60_000, 4_096
 IDLE = 0.5  # load above which the figures are not to be trusted
-SCALED = "numba"  # the contestant of the tables of growth
+SCALED = ("numba", "cuda")  # the contestants of the tables of growth
 SCALES = {  # setting -> values, the others at their defaults
     "batch": (32, 128, 512, 2048),
     "hidden": (32, 128, 512),
     "steps": (14, 28, 56),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: every round's images/s and the process's peak memory, in MiB."""
-
-    contestant: str
-    model: str
-    threads: int | None
-    samples: tuple[float, ...]
-    peak_mib: float = 0.0
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What rows are divided by: a contestant, with the row's own threads or its only setting."""
-
-    heading: str
-    contestant: str
-    same_threads: bool = True
-    same_model: bool = True
-
-
-BASELINES = (
-    Baseline("/seed", "seed", same_threads=False),
-    Baseline("/seed-omp1", "seed-omp1", same_threads=False),
-    Baseline("/sj-2.0", "spikingjelly2"),
-    Baseline("/LSTM", "lstm", same_model=False),
-)
 
 
 Growth = dict[str, list[tuple[int, Row]]]  # setting -> its values and a row for each
@@ -175,7 +143,7 @@ def run_rounds(cases: list[Case], pythons: dict[str, str], rounds: int) -> list[
 
 def scaling_base(cases: list[Case]) -> list[Case]:
     """Each model's case that the tables of growth start from: the most threads, shorter loops."""
-    found = [case for case in cases if case.contestant == SCALED]
+    found = [case for case in cases if case.contestant in SCALED]
     most = max((case.threads or 0 for case in found), default=0)
     return [
         dataclasses.replace(case, seconds=case.seconds / 3, batch=Case.batch)
@@ -205,62 +173,10 @@ def progress(text: str) -> None:
         print(f"\r{text:<70}", end="\r", file=sys.stderr, flush=True)
 
 
-def ratio(row: Row, rows: Sequence[Row], baseline: Baseline) -> float | None:
-    """The row's median over the baseline's; None where that was not measured."""
-    for other in rows:
-        if (
-            other.contestant == baseline.contestant
-            and (other.model == row.model or not baseline.same_model)
-            and (other.threads == row.threads or not baseline.same_threads)
-        ):
-            return row.median / other.median
-    return None
-
-
-def table(rows: Sequence[Row]) -> str:
-    """A line a row: median, spread, ratios and peak memory."""
-    headings = "".join(f"{b.heading:>11}" for b in BASELINES)
-    lines = [
-        f"{'model':<17}{'contestant':<26}{'threads':>7}{'images/s':>10}   {'lowest-highest':<17}"
-        f"{headings}{'peak MiB':>10}"
-    ]
-    for row in rows:
-        ratios = [ratio(row, rows, baseline) for baseline in BASELINES]
-        cells = "".join(f"{'-' if r is None else f'{r:.2f}x':>11}" for r in ratios)
-        spread = f"{min(row.samples):,.0f}-{max(row.samples):,.0f}"
-        lines.append(
-            f"{row.model:<17}{CONTESTANTS[row.contestant].label:<26}{row.threads or 'own':>7}"
-            f"{row.median:>10,.0f}   {spread:<17}{cells}{row.peak_mib:>10,.0f}"
-        )
-    return "\n".join(lines)
-
-
-def scaling_table(name: str, points: Sequence[tuple[int, Row]]) -> str:
-    """Images/s and microseconds a picture by model, over the values of one setting."""
-    values = sorted({value for value, _ in points})
-    lines = [f"{name:<17}" + "".join(f"{value:>22,}" for value in values)]
-    for model in dict.fromkeys(row.model for _, row in points):
-        medians = {value: row.median for value, row in points if row.model == model}
-        cells = (f"{medians[v]:,.0f}/s {1e6 / medians[v]:>7.1f} us" for v in values)
-        lines.append(f"{model:<17}" + "".join(f"{cell:>22}" for cell in cells))
-    return "\n".join(lines)
-
-
 def missing(contestants: Sequence[str], pythons: dict[str, str]) -> list[str]:
     """A line for each peer that was asked for and is not installed."""
     names = dict.fromkeys(CONTESTANTS[c].peer for c in contestants)
     return [f"{n}: not installed; {PEERS[n].install()}" for n in names if n and n not in pythons]
-
-
-def row_record(row: Row, rows: Sequence[Row] = ()) -> dict[str, Any]:
-    """A row as JSON keeps it."""
-    found = {b.heading.strip("/"): ratio(row, rows, b) for b in BASELINES}
-    return dataclasses.asdict(row) | {
-        "median": row.median,
-        "lowest": min(row.samples),
-        "highest": max(row.samples),
-        "ratios": {name: value for name, value in found.items() if value is not None},
-    }
 
 
 class Parser(argparse.ArgumentParser):
@@ -294,7 +210,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=positive, nargs="+", default=[1, 2], metavar="N")
     add("--batch-size", "-b", type=positive, default=128, metavar="N")
     add("--models", nargs="+", choices=MODELS, default=MODELS)
-    add("--contestants", nargs="+", choices=tuple(CONTESTANTS), default=tuple(CONTESTANTS))
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--contestants", nargs="+", choices=tuple(CONTESTANTS), help="default: all on the device")
     add("--no-growth", action="store_true", help="leave out batch, hidden size and T")
     add("--peer-python", type=pair, action="append", default=[], metavar="NAME=PATH")
     add("--dataset", choices=("fashion-mnist", "synthetic"), default="fashion-mnist")
@@ -308,6 +225,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not 0 < options.seconds < 3600:
         parser.error(f"--seconds {options.seconds:g}: must be above 0 and below 3600")
+    own = tuple(name for name, c in CONTESTANTS.items() if c.device == options.device)
+    options.contestants = options.contestants or own
+    for name in options.contestants:
+        if name not in own:
+            parser.error(f"--contestants {name}: not on {options.device}; there, {', '.join(own)}")
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: no such folder")
     if options.quick:
@@ -324,6 +246,7 @@ def benchmark(options: argparse.Namespace) -> None:
         facts = ask(
             sys.executable,
             "prepare",
+            device=options.device,
             dataset=options.dataset,
             data_path=options.data_path,
             root=root,
@@ -335,7 +258,7 @@ def benchmark(options: argparse.Namespace) -> None:
     facts |= {"load_at_start": load, **{f"spikingjelly of {n}": v for n, v in versions.items()}}
     settings = {
         name: getattr(options, name)
-        for name in ("rounds", "seconds", "batch_size", "dataset", "quick")
+        for name in ("device", "rounds", "seconds", "batch_size", "dataset", "quick")
     }
     record: dict[str, Any] = {
         "machine": facts,
@@ -364,10 +287,11 @@ def report(record: dict[str, Any], rows: list[Row], growth: Growth) -> str:
         *record["not_installed"],
     ]
     if load > IDLE:
-        lines.append(f"The machine was not idle (load {load}): the seed's figures suffer most.")
+        lines.append(f"The machine was not idle (load {load}): the seed suffers most from that.")
     for name, points in growth.items():
         for row in [row for _, row in points][:1]:
-            lines.append(f"\n{CONTESTANTS[SCALED].label}, threads {row.threads}, by {name}")
+            label = CONTESTANTS[row.contestant].label
+            lines.append(f"\n{label}, threads {row.threads}, by {name}")
             lines.append(scaling_table(name, points))
     lines.append("\nHow each figure was taken")
     lines += [f"  {label}: {how}" for label, how in record["how"].items()]

@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import re
 import resource
 import runpy
@@ -24,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]  # the checkout: what is measured, installed or not
 MODELS = ("plain", "feedback", "stateful-synapse")
 TEST_PICTURES = 1_000  # the seed's script evaluates on them; that is not measured
-WARM_UP_STEPS = 3  # at least; the first one may compile
+WARM_UP_STEPS = 5  # at least; the first ones may compile, or be captured
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,15 @@ class Peer:
     python: str  # where the environment is looked for, from the checkout's root
     version: str  # of spikingjelly: what it must begin with
     packages: str
+    build: str = ""  # environment and flags of a second call of pip, for what has to be compiled
 
     def install(self) -> str:
         folder = Path(self.python).parents[1]
-        return f"python3 -m venv {folder} && {self.python} -m pip install {self.packages}"
+        line = f"python3 -m venv {folder} && {self.python} -m pip install {self.packages}"
+        if self.build:
+            variable, flags = self.build.split(maxsplit=1)
+            line += f" && {variable} {self.python} -m pip install {flags}"
+        return line
 
 
 PEERS = {
@@ -48,6 +54,12 @@ PEERS = {
     ),
     "spikingjelly2": Peer(
         ".peers/spikingjelly2/bin/python", "2.", "torch torchvision spikingjelly==2.0.0"
+    ),
+    "spikingjelly2-native": Peer(
+        ".peers/spikingjelly2-native/bin/python",
+        "2.",
+        "torch torchvision setuptools",
+        "SJ_BUILD_NATIVE_CUDA=1 --no-build-isolation --no-binary spikingjelly spikingjelly==2.0.0",
     ),
 }
 
@@ -77,8 +89,9 @@ class Contestant:
     models: tuple[str, ...] = MODELS
     threads: tuple[int | None, ...] = ()  # (): those of --threads
     device: str = "cpu"
-    backend: str = "auto"
+    backend: str = "auto"  # its own name for what runs the neurons
     amp: bool = False
+    graph: bool = True
 
 
 def throughput(
@@ -127,6 +140,7 @@ def run_ours(case: Case) -> float:
         device=contestant.device,
         backend=contestant.backend,
         threads=case.threads or 1,
+        graph=contestant.graph,
         download=False,
     )
     environment.set_up(machine)
@@ -147,7 +161,7 @@ def run_ours(case: Case) -> float:
     def steps() -> Iterator[int]:
         for epoch in itertools.count():
             order = epoch_order(len(session.train), session.experiment.seed, epoch)
-            batches = batch_indices(order, case.batch, drop_last=True)
+            batches = batch_indices(order.to(session.device), case.batch, drop_last=True)
             for selection in session.train.selections(batches):
                 step(selection)
                 yield case.batch
@@ -161,11 +175,13 @@ def resident_steps(case: Case, network: Any, forget: Callable[[], object]) -> It
     from torch.nn import functional
 
     torch.manual_seed(2020)
-    images, labels = read_pictures(case.root)
+    device = CONTESTANTS[case.contestant].device
+    network.to(device)
+    images, labels = (x.to(device) for x in read_pictures(case.root))
     pictures = (images / 255 - 0.2860) / 0.3530  # [M, H, W]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
     while True:
-        for batch in torch.split(torch.randperm(len(labels)), case.batch):
+        for batch in torch.split(torch.randperm(len(labels), device=device), case.batch):
             if len(batch) < case.batch:
                 break
             scores = network(pictures[batch].permute(2, 0, 1))  # [N, H, W] -> [T = W, N, H]
@@ -175,6 +191,14 @@ def resident_steps(case: Case, network: Any, forget: Callable[[], object]) -> It
             optimizer.step()
             forget()
             yield len(batch)
+
+
+def wait_for(case: Case) -> Callable[[], object]:
+    """What returns when the contestant's device has done its work."""
+    import torch
+
+    cuda = CONTESTANTS[case.contestant].device == "cuda"
+    return torch.cuda.synchronize if cuda else lambda: None
 
 
 def run_lstm(case: Case) -> float:
@@ -194,11 +218,13 @@ def run_lstm(case: Case) -> float:
             return scores
 
     torch.set_num_threads(case.threads or 1)
-    return throughput(resident_steps(case, Network(), lambda: None), case.seconds)
+    steps = resident_steps(case, Network(), lambda: None)
+    return throughput(steps, case.seconds, wait_for(case))
 
 
 def run_spikingjelly2(case: Case) -> float:
     """The same three networks from spikingjelly's own layers; its CPU neurons are torch's."""
+    os.environ["SJ_IF_CUDA_IMPLEMENTATION"] = CONTESTANTS[case.contestant].backend
     import torch
     from spikingjelly.activation_based import (  # type: ignore[import-not-found]
         functional,
@@ -229,7 +255,7 @@ def run_spikingjelly2(case: Case) -> float:
         nn.Linear(28, case.hidden), *hidden_layers(), nn.Linear(case.hidden, 10), spikes(), Rates()
     )
     steps = resident_steps(case, network, lambda: functional.reset_net(network))
-    return throughput(steps, case.seconds)
+    return throughput(steps, case.seconds, wait_for(case))
 
 
 def run_seed(case: Case) -> float:
@@ -254,13 +280,12 @@ def measure(cases: list[dict[str, Any]]) -> dict[str, Any]:
     return {"images_per_second": rates, "peak_mib": peak / unit}
 
 
-def prepare(dataset: str, data_path: str, root: str, count: int) -> dict[str, Any]:
+def prepare(device: str, dataset: str, data_path: str, root: str, count: int) -> dict[str, Any]:
     """Write the pictures where every contestant reads them, unpacked -> the machine's facts."""
-    import torch
-
     from rsnn_fmnist import data, environment, synthetic
     from rsnn_fmnist.config import Machine
 
+    chosen = environment.choose_device(device)
     wanted = {"train": ("train", count), "test": ("t10k", TEST_PICTURES)}
     raw = Path(root, "FashionMNIST", "raw")
     raw.mkdir(parents=True)
@@ -277,8 +302,9 @@ def prepare(dataset: str, data_path: str, root: str, count: int) -> dict[str, An
         (raw / f"{stem}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         header = struct.pack(">II", 0x801, size)
         (raw / f"{stem}-labels-idx1-ubyte").write_bytes(header + labels.astype("u1").tobytes())
-    facts = environment.describe(torch.device("cpu"), "per contestant")
-    return {k: v for k, v in facts.items() if k not in ("backend", "threads", "device_name")}
+    facts = environment.describe(chosen, "per contestant")
+    left_out = {"backend", "threads", *(["device_name"] if device == "cpu" else [])}
+    return {name: fact for name, fact in facts.items() if name not in left_out}
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "prepare": prepare}
@@ -299,6 +325,40 @@ def work(task: str) -> int:
 
 OURS = "this project: resident uint8 pictures, its Loader, optimisation step and accuracy sums"
 SEED = "the seed's own script, -j 2, one epoch, no warm-up; the samples/s it prints of training"
+PEERS_LOOP = "pictures resident as floats, fused SGD, no accuracies"
+SPIKINGJELLY = f"spikingjelly's multi-step layers; {PEERS_LOOP}"
+LSTM = f"torch.nn.LSTM, mean over T, Linear; {PEERS_LOOP}"
+
+
+def on_cuda(step: str, *, amp: bool = False) -> Contestant:
+    """This project with its CUDA kernels, each step one graph, or eager."""
+    label = f"rsnn_fmnist, {step}{', --amp' if amp else ''}"
+    how = f"{OURS}; CUDA kernels, {step}{', float16' if amp else ''}"
+    return Contestant(
+        label,
+        run_ours,
+        how,
+        threads=(1,),
+        device="cuda",
+        backend="cupy",
+        amp=amp,
+        graph=step == "graph",
+    )
+
+
+def spikingjelly2_on_cuda(name: str, implementation: str, peer: str) -> Contestant:
+    """spikingjelly 2.0 with one of its implementations of the neurons."""
+    return Contestant(
+        f"spikingjelly 2.0, {name}",
+        run_spikingjelly2,
+        f"{SPIKINGJELLY}; SJ_IF_CUDA_IMPLEMENTATION={implementation}",
+        peer,
+        threads=(1,),
+        device="cuda",
+        backend=implementation,
+    )
+
+
 CONTESTANTS = {
     "numba": Contestant("rsnn_fmnist, numba", run_ours, OURS, backend="numba"),
     "numba-amp": Contestant(
@@ -317,16 +377,17 @@ CONTESTANTS = {
         threads=(1,),
     ),
     "spikingjelly2": Contestant(
-        "spikingjelly 2.0",
-        run_spikingjelly2,
-        "spikingjelly's multi-step layers, pictures resident as floats, fused SGD, no accuracies",
-        "spikingjelly2",
+        "spikingjelly 2.0", run_spikingjelly2, SPIKINGJELLY, "spikingjelly2"
     ),
-    "lstm": Contestant(
-        "torch LSTM(32)",
-        run_lstm,
-        "torch.nn.LSTM, mean over T, Linear; pictures resident as floats, fused SGD, no accuracies",
-        models=("lstm",),
+    "lstm": Contestant("torch LSTM(32)", run_lstm, LSTM, models=("lstm",)),
+    "cuda": on_cuda("graph"),
+    "cuda-amp": on_cuda("graph", amp=True),
+    "cuda-eager": on_cuda("eager"),
+    "cuda-eager-amp": on_cuda("eager", amp=True),
+    "spikingjelly2-triton": spikingjelly2_on_cuda("triton", "triton", "spikingjelly2"),
+    "spikingjelly2-native": spikingjelly2_on_cuda("native", "cuda", "spikingjelly2-native"),
+    "lstm-cuda": Contestant(
+        "torch LSTM(32), cuDNN", run_lstm, LSTM, models=("lstm",), threads=(1,), device="cuda"
     ),
 }
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -43,7 +44,8 @@ def rows(benchmark: ModuleType) -> list[Any]:
 def test_ratios_are_of_medians_and_thread_for_thread(
     benchmark: ModuleType, rows: list[Any]
 ) -> None:
-    ratios = [[benchmark.ratio(row, rows, b) for b in benchmark.BASELINES] for row in rows[:3]]
+    tables = sys.modules["benchmark_tables"]
+    ratios = [[tables.ratio(row, rows, b) for b in tables.baselines(row)] for row in rows[:3]]
     assert ratios[0] == [100 / 5, None, 100 / 20, 100 / 50]
     assert ratios[1] == [180 / 5, None, None, None]
     assert ratios[2] == [1, None, None, None]
@@ -82,7 +84,7 @@ def test_a_throughput_counts_what_follows_the_warm_up(benchmark: ModuleType) -> 
 
     def steps() -> Iterator[int]:
         nonlocal now
-        for seconds in (50.0, 1.0, 1.0, *[0.5] * 8):  # the first one compiles
+        for seconds in (50.0, *[1.0] * 4, *[0.5] * 8):  # the first one compiles
             now += seconds
             yield 10
 
@@ -97,12 +99,18 @@ def test_a_peer_that_is_absent_is_named_with_its_command(
     monkeypatch.setattr(benchmark, "ROOT", tmp_path)
     pythons, versions = benchmark.find_peers({})
     assert pythons == versions == {}
-    seed, other = benchmark.missing(tuple(benchmark.CONTESTANTS), pythons)
+    seed, other, native = benchmark.missing(tuple(benchmark.CONTESTANTS), pythons)
     assert seed == (
         "seed: not installed; python3 -m venv .peers/seed && .peers/seed/bin/python -m pip "
         "install torch torchvision tensorboard spikingjelly==0.0.0.0.12"
     )
-    assert other.startswith("spikingjelly2: not installed; python3 -m venv .peers/spikingjelly2")
+    assert other.startswith("spikingjelly2: not installed; python3 -m venv .peers/spikingjelly2 ")
+    assert native == (
+        "spikingjelly2-native: not installed; python3 -m venv .peers/spikingjelly2-native && "
+        ".peers/spikingjelly2-native/bin/python -m pip install torch torchvision setuptools && "
+        "SJ_BUILD_NATIVE_CUDA=1 .peers/spikingjelly2-native/bin/python -m pip install "
+        "--no-build-isolation --no-binary spikingjelly spikingjelly==2.0.0"
+    )
     cases = benchmark.plan(benchmark.parse([]), pythons, "root")
     assert {case.contestant for case in cases} == {"numba", "numba-amp", "torch", "lstm"}
     assert len(cases) == 3 * 3 * 2 + 2
@@ -115,6 +123,8 @@ def test_a_peer_that_is_absent_is_named_with_its_command(
         ("--rounds 0", "--rounds: 0 must be at least 1"),
         ("--seconds nan", "--seconds nan"),
         ("--models plane", "plane"),
+        ("--contestants cuda", "--contestants cuda: not on cpu; there, numba, "),
+        ("--device cuda --contestants lstm", "there, cuda, cuda-amp, cuda-eager, "),
         ("--peer-python seed=nowhere/python", "no Python with spikingjelly 0.0.0.0.12"),
         ("--peer-python other=python", "NAME one of seed, spikingjelly2"),
         ("--json nowhere/figures.json", "no such folder"),
@@ -129,6 +139,39 @@ def test_a_mistake_is_told_in_one_line(
     assert printed.err.startswith("benchmark: error: ")
     assert says in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_on_cuda_this_project_meets_its_peers_there(benchmark: ModuleType) -> None:
+    pythons = {"spikingjelly2": "python"}
+    cases = benchmark.plan(benchmark.parse(["--device", "cuda"]), pythons, "root")
+    ours = ["cuda", "cuda-amp", "cuda-eager", "cuda-eager-amp"]
+    peers = ["spikingjelly2-triton"]
+    assert [case.contestant for case in cases] == [*3 * [*ours, *peers], "lstm-cuda"]
+    assert {case.threads for case in cases} == {1}
+    growing = benchmark.scaling_base(cases)
+    assert [(c.contestant, c.model) for c in growing] == [("cuda", m) for m in benchmark.MODELS]
+    row = benchmark.Row
+    rows = [
+        row("cuda", "plain", 1, (100.0,)),
+        row("cuda-eager", "plain", 1, (20.0,)),
+        row("spikingjelly2-triton", "plain", 1, (10.0,)),
+        row("lstm-cuda", "lstm", 1, (50.0,)),
+    ]
+    heading, first, *_ = benchmark.table(rows).splitlines()
+    assert heading.split()[-4:] == ["/sj-native", "/LSTM", "peak", "MiB"]
+    assert first.split()[-4:] == ["10.00x", "-", "2.00x", "0"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(
+    benchmark: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark.main(["--device", "cuda", "--quick"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("benchmark: error: --device cuda: ")
+    assert line.endswith("use --device cpu, or leave it out")
 
 
 @pytest.mark.slow
