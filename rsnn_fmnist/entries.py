@@ -15,10 +15,10 @@ from .comparison import Group
 from .config import Machine
 from .data import Pictures
 from .energy import Energy
-from .errors import RunError
+from .errors import RunError, warn
 from .memory import Memory
 from .models import MODELS
-from .records import Run, warn
+from .records import Run
 from .run import build_model
 from .session import Session
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .data import CLASSES, EVALUATION_BATCH, SIDE, Loader, Pictures, batch_indices
+from .errors import warn
 from .insight import evaluating
 from .interrupt import Interrupt
-from .records import warn
 from .session import Session
 from .spiking import record
 from .spiking.monitor import Recording

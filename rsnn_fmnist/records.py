@@ -6,7 +6,6 @@ and are not looked at. Runs may be unfinished, and may be read while they are be
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from . import config
 from .config import Experiment
-from .errors import RunError, UsageError
+from .errors import RunError, UsageError, warn
 from .run_directory import CONFIG, ENVIRONMENT, METRICS
 from .session import Row, best_metric
 
@@ -193,8 +192,3 @@ def _text(path: Path) -> str:
         raise RunError(f"{path}: damaged: is no UTF-8 text") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def warn(message: str) -> None:
-    """Tell on standard error what the report does without."""
-    print(f"rsnn_fmnist: warning: {message}", file=sys.stderr)

@@ -194,13 +194,32 @@ def layer_by_layer(session: "Session") -> str | None:
 
 
 def evaluation(session: "Session", loader: Loader) -> tuple[Step, Sums]:
-    """An evaluation's step and its sums, begun anew; one that is a graph serves every pass."""
+    """An evaluation's step and its sums, begun anew.
+
+    What every epoch evaluates on keeps its step: one that is a graph serves all passes.
+    """
+    if loader not in (session.val, session.test):
+        sums = Sums(session.device)
+        return evaluation_step(session, loader, sums), sums
     if loader not in session.evaluations:
         sums = Sums(session.device)
-        session.evaluations[loader] = evaluation_step(session, loader, sums), sums
+        step = evaluation_step(session, loader, sums)
+        session.evaluations[loader] = _evaluating_whole(session, step), sums
     step, sums = session.evaluations[loader]
     sums.reset()
     return step, sums
+
+
+def _evaluating_whole(session: "Session", step: Step) -> Step:
+    """The step as a graph, where it can be one and while nobody has to see every batch."""
+    if session.device.type not in GRAPHS or not session.whole_step or session.world.size > 1:
+        return step
+    whole = _captured(session, step, "an evaluation")
+
+    def chosen(selection: Selection) -> None:
+        (step if listened_to(session.model) else whole)(selection)
+
+    return chosen
 
 
 def evaluation_step(session: "Session", loader: Loader, sums: Sums) -> Step:
@@ -212,11 +231,4 @@ def evaluation_step(session: "Session", loader: Loader, sums: Sums) -> Step:
             rates = session.model(x)
             sums.add(rate_loss(rates, labels), rates, labels)
 
-    if session.device.type not in GRAPHS or not session.whole_step or session.world.size > 1:
-        return step
-    whole = _captured(session, step, "an evaluation")
-
-    def seen(selection: Selection) -> None:  # who observes a layer has to see every batch
-        (step if listened_to(session.model) else whole)(selection)
-
-    return seen
+    return step

@@ -280,6 +280,15 @@ def test_an_evaluation_is_captured_once_for_all_passes(graphs: list[FakeGraph]) 
     assert torch.equal(sums.totals, found[2])
 
 
+def test_pictures_that_are_no_epochs_are_not_kept(graphs: list[FakeGraph]) -> None:
+    session = open_model(built("plain"))
+    other = Loader(session.test.pictures, CPU)
+    _, sums = evaluation(session, other)
+    assert sums is not evaluation(session, other)[1]
+    assert not graphs
+    assert not session.evaluations
+
+
 def test_an_observer_sees_every_batch() -> None:
     session = open_model(built("plain"))
     rates = []
