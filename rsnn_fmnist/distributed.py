@@ -10,7 +10,7 @@ their number. Left out: models too large for one device, and processes that come
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -171,6 +171,8 @@ def processes(device: str) -> Iterator[World]:
         raise RunError(f"the processes of this run do not find each other: {reason}") from error
     try:
         yield world
+        with suppress(RuntimeError):  # nobody leaves while another one still waits for a sum
+            dist.barrier()
     finally:
         dist.destroy_process_group()
 
