@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .captured import listened_to
-from .data import SIDE, Loader, Selection
+from .data import CLASSES, SIDE, Loader, Selection
 from .models import ColumnReader
 from .spiking import IF, LIF, LinearRecurrentContainer, SynapseFilter
 from .spiking.kernels import chain
@@ -44,12 +44,49 @@ def refusal(model: nn.Module) -> str | None:
         return "its weights are not all float32, or all float64, on the CPU"
     if not all(p.requires_grad for p in parameters):
         return "some of its weights are not learnt"
-    if len(set(model)) < len(model):
+    reasons = (_layer_refusal(name, layer) for name, layer in model.named_children())
+    for reason in filter(None, reasons):
+        return reason
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if len(set(model)) < len(model) or len(named) > len(parameters):
         return "layers share weights"
+    if named.keys() != _expected(model):
+        return "it has other weights than its layers'"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+        return "somebody listens to its gradients"
+    if any("forward" in vars(m) or "sequence" in vars(m) for m in model.modules()):
+        return "a layer's forward was replaced"
+    if not _fits(model):
+        return "its layers do not fit each other"
     if listened_to(model):
         return "somebody listens to its layers"
-    reasons = (_layer_refusal(name, layer) for name, layer in model.named_children())
-    return next((reason for reason in reasons if reason), None)
+    return None
+
+
+def _expected(model: nn.Module) -> set[str]:
+    """The names of the weights that the loop reads."""
+    names = set()
+    for name, layer in model.named_children():
+        within = f"{name}.rc" if isinstance(layer, LinearRecurrentContainer) else name
+        linear = layer.rc if isinstance(layer, LinearRecurrentContainer) else layer
+        if isinstance(linear, nn.Linear):
+            names |= {f"{within}.weight"} | (
+                {f"{within}.bias"} if linear.bias is not None else set()
+            )
+        if isinstance(layer, SynapseFilter) and layer.learnable:
+            names.add(f"{name}.w")
+    return names
+
+
+def _fits(model: nn.Module) -> bool:
+    """Whether each layer takes what the one before it gives, and the last gives the classes."""
+    given = SIDE
+    for layer in model.children():
+        inputs, outputs = features(layer, given)
+        if inputs != given or (isinstance(layer, LinearRecurrentContainer) and inputs != outputs):
+            return False
+        given = outputs
+    return given == CLASSES
 
 
 def _layer_refusal(name: str, layer: nn.Module) -> str | None:

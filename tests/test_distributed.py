@@ -281,20 +281,6 @@ def test_a_mistake_is_told_once(tmp_path: Path, flags: str, message: str) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_the_benchmark_of_processes_runs() -> None:
-    script = Path(__file__).parents[1] / "scripts" / "benchmark_processes.py"
-    words = "--processes 1 2 --hidden 8 -b 64 --rounds 2 --seconds 0.1 --model plain".split()
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one, two = (line.split() for line in done.stdout.splitlines()[-2:])
-    assert one[:4] == ["plain", "8", "64", "1"]
-    assert two[:4] == ["plain", "8", "64", "2"]
-    assert one[6] == "1.00"
-    parameters = 28 * 8 + 8 + 8 * 10 + 10
-    assert float(two[-1]) == pytest.approx(4 * (parameters + 4 + 3) / 1024, abs=0.05)
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 128])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 130])
 def test_shares_make_the_whole(count: int, size: int) -> None:

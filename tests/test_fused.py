@@ -199,6 +199,17 @@ def test_what_goes_layer_by_layer_and_why() -> None:
     assert "Sequential inside" in (refusal(ColumnReader(nn.Linear(28, 10), container)) or "")
     shared = nn.Linear(28, 28)
     assert "share" in (refusal(ColumnReader(shared, IF(), shared, IF())) or "")
+    tied = models.build("plain", hidden=10)
+    tied[2].bias = tied[0].bias  # type: ignore[index, union-attr, assignment]
+    assert "share" in (refusal(tied) or "")
+    more = models.build("plain")
+    more.extra = nn.Parameter(torch.zeros(1))
+    assert "other weights" in (refusal(more) or "")
+    clipped = models.build("plain")
+    clipped[0].weight.register_hook(lambda g: g * 0)  # type: ignore[index, union-attr]
+    assert "gradients" in (refusal(clipped) or "")
+    assert "fit" in (refusal(ColumnReader(nn.Linear(28, 32), IF(), nn.Linear(16, 10))) or "")
+    assert "fit" in (refusal(ColumnReader(nn.Linear(28, 5), IF())) or "")
 
 
 def _with_backend(name: str) -> nn.Module:
