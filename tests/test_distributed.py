@@ -5,6 +5,7 @@ Numbers are compared in processes of torch.multiprocessing; what a person meets,
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -31,6 +32,8 @@ from rsnn_fmnist.interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 from rsnn_fmnist.session import Progress, Session, open_session
 from rsnn_fmnist.step import Sums, training_step
 from rsnn_fmnist.training import evaluate
+
+BENCHMARK = Path(__file__).parents[1] / "scripts" / "benchmark_processes.py"
 
 CPU = torch.device("cpu")
 MODELS = ("plain", "feedback", "stateful-synapse")
@@ -279,6 +282,31 @@ def test_a_mistake_is_told_once(tmp_path: Path, flags: str, message: str) -> Non
     codes = [line.split()[2] for line in err.splitlines() if "exitcode  :" in line]
     assert codes == [str(code)] * 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_processes_runs() -> None:
+    words = "--processes 1 --hidden 8 -b 64 --rounds 2 --seconds 0.1 --model plain".split()
+    done = subprocess.run([sys.executable, str(BENCHMARK), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one = done.stdout.splitlines()[-1].split()
+    assert one[:4] == ["plain", "8", "64", "1"]
+    assert float(one[4].replace(",", "")) > 0
+    assert one[6] == "1.00"
+
+
+def test_the_benchmark_of_processes_compares_with_one() -> None:
+    benchmark = runpy.run_path(str(BENCHMARK))
+    case, table = benchmark["Case"], benchmark["table"]
+    two = {"images_per_second": 3000.0, "sum_seconds": 0.002, "sum_bytes": 2048.0}
+    answers = {
+        case(1, 8, 64, "plain", 1.0): [{"images_per_second": r} for r in (1000.0, 2000.0, 4000.0)],
+        case(2, 8, 64, "plain", 1.0): [two],
+    }
+    one_line, two_line = (line.split() for line in table(answers).splitlines()[1:])
+    assert one_line == ["plain", "8", "64", "1", "2,000", "1,000-4,000", "1.00", "32.00"]
+    expected = ["plain", "8", "64", "2", "3,000", "3,000-3,000", "1.50", "21.33", "2.00", "2.0"]
+    assert two_line == expected
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 128])
