@@ -6,6 +6,7 @@ the model as the view [N, H, W = T] of pictures. Augmentation is left out: the e
 Fetching missing archives is download.py's.
 """
 
+import atexit
 import contextlib
 import gzip
 import hashlib
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,11 +151,24 @@ class Loader:
         if workers:
             self._sampler: list[Tensor] = []
             self._stream = _stream(pictures, self._sampler, workers)
+            atexit.register(self.close)
         else:
             self.pictures = Pictures(pictures.columns.to(device), pictures.labels.to(device))
 
     def __len__(self) -> int:
         return self.count
+
+    def close(self) -> None:
+        """End the processes that gather batches.
+
+        torch ends them when nothing refers to them any more, or by SIGTERM when the program ends;
+        they do not get that signal, and the program would wait for them for ever.
+        """
+        if self.workers:
+            atexit.unregister(self.close)
+            stream: Any = self._stream._iterator  # None: not begun
+            if stream is not None:
+                stream._shutdown_workers()
 
     def selections(self, indices: Sequence[Tensor]) -> Iterator[Selection]:
         """For each index tensor [N] what `take` and `rows` make a batch of.

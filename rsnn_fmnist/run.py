@@ -5,7 +5,7 @@ import importlib.util
 import shlex
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -47,11 +47,12 @@ def run(flags: Settings, file: Settings) -> int:
             console.tell(summary(experiment, content["rows"], directory))
             return 0
         session, backend = world.on_all(lambda: set_up(experiment, machine, world))
-        announce(console, session, backend)
-        if machine.test_only and content:
-            return test(session, content, Path(machine.resume), console)
-        facts = environment.describe(session.device, backend, world)
-        return train(session, machine, directory, console, facts)
+        with closing(session):
+            announce(console, session, backend)
+            if machine.test_only and content:
+                return test(session, content, Path(machine.resume), console)
+            facts = environment.describe(session.device, backend, world)
+            return train(session, machine, directory, console, facts)
 
 
 def get_ready(machine: Machine, flags: Settings) -> None:

@@ -39,6 +39,12 @@ class Session:
     world: World = ALONE  # the processes that share the work
     evaluations: dict[Loader, tuple[Step, Sums]] = field(default_factory=dict)  # as far as taken
 
+    def close(self) -> None:
+        """End the processes that gather the batches; the session is not to be used afterwards."""
+        for loader in (self.train, self.val, self.test):
+            if loader is not None:
+                loader.close()
+
 
 @dataclass
 class Best:

@@ -2,8 +2,11 @@
 
 import gzip
 import hashlib
+import multiprocessing
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -661,6 +664,27 @@ def test_workers_hand_out_the_same_batches(workers: int) -> None:
             assert torch.equal(labels, expected_labels)
             assert x.permute(2, 0, 1).is_contiguous()
     assert torch.equal(torch.get_rng_state(), state)
+    assert len(multiprocessing.active_children()) == workers
+    abroad.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_a_program_that_does_not_close_its_loader_ends_all_the_same() -> None:
+    """Also where the garbage collector has not come by, as in a cycle of references."""
+    program = """
+import gc, torch
+from rsnn_fmnist.data import Loader, Pictures
+gc.disable()
+pictures = Pictures(torch.zeros(8, 28, 28, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+loader = Loader(pictures, torch.device("cpu"), workers=2)
+loader.itself = loader
+print(sum(len(y) for _, y in loader.batches([torch.arange(4)] * 3)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("12\n", "")
 
 
 @pytest.mark.cuda
