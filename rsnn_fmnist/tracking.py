@@ -5,6 +5,7 @@ Nothing here decides anything about the run.
 
 import dataclasses
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -129,6 +130,7 @@ class TensorBoard:
         self.folder = folder
         kept = rewind(folder, epoch)
         self._writer: Any = SummaryWriter(str(folder))  # its types are incomplete
+        self._hook, threading.excepthook = threading.excepthook, self._failed
         if experiment:
             self._hparams(experiment)
         for row in rows:
@@ -180,7 +182,15 @@ class TensorBoard:
         self._writer.file_writer.add_summary(end)
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _failed(self, failure: threading.ExceptHookArgs) -> None:
+        """Where the writer's thread cannot write, `epoch` raises it; a traceback adds nothing."""
+        if not issubclass(failure.exc_type, OSError):
+            self._hook(failure)
 
 
 class Tracker:
@@ -216,7 +226,8 @@ class Tracker:
             try:
                 self.tensorboard.epoch(row, self.insight)
             except OSError as error:
-                folder, self.tensorboard = self.tensorboard.folder, None
+                folder = self.tensorboard.folder
+                self._close_tensorboard()
                 warn(
                     f"{folder} not written ({error.strerror or error}); a resumed run will mend "
                     "it; training goes on"
@@ -234,6 +245,9 @@ class Tracker:
         self.console.close_bar()
         if self.run:
             self.run.catch_up()
+        self._close_tensorboard()
+
+    def _close_tensorboard(self) -> None:
         if self.tensorboard:
             with suppress(OSError):
                 self.tensorboard.close()

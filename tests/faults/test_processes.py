@@ -21,7 +21,9 @@ from rsnn_fmnist import checkpoint, cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_synthetic")]
 
-EPOCHS = "--epochs 60 --checkpoint-every 0.05"
+COUNT = 200  # epochs, some seconds: what is done to a run is done while it trains
+EPOCHS = f"--epochs {COUNT} --checkpoint-every 0.05"
+ENDLESS = "--epochs 1000000 --checkpoint-every 0.05"
 
 
 def start(folder: Path, flags: str, **options: Any) -> subprocess.Popen[str]:
@@ -35,6 +37,27 @@ def wait_for(path: Path, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """No room on a tiny disk for a while; what was saved in disk/run before stays whole."""
+    filler = disk / "filler"
+    with filler.open("wb") as file, contextlib.suppress(OSError):
+        file.write(b"\0" * DISK)
+        file.flush()
+    yield
+    checkpoint.load(disk / "run" / "latest.pt")
+    filler.unlink()
+
+
+def wait_for_save(run: Path) -> None:
+    """Wait until a checkpoint is saved that was not there."""
+    before = (run / "latest.pt").stat().st_ino  # each is a new file
+    deadline = time.monotonic() + 60
+    while (run / "latest.pt").stat().st_ino == before:
+        assert time.monotonic() < deadline, "no checkpoint was saved"
         time.sleep(0.01)
 
 
@@ -63,7 +86,7 @@ def test_killed_at_random_instants(
     for _ in range(2):
         with start(tmp_path, flags) as process:
             wait_for(latest)
-            time.sleep(rng.uniform(0, 0.8))
+            time.sleep(rng.uniform(0, 2))
             process.kill()
     with start(tmp_path, flags) as process:
         assert process.wait(120) == 0, process.communicate()[1]
@@ -89,8 +112,16 @@ def test_asked_to_stop(
     assert same(final(tmp_path), undisturbed["plain"])
 
 
+@pytest.mark.parametrize(("flags", "code"), [("", 0), ("--lr 1e30 --weight-decay 1e30", 1)])
+def test_workers_end_with_the_program(tmp_path: Path, flags: str, code: int) -> None:
+    """Finished or diverged; they do not get the signals by which a program ends its processes."""
+    arguments = command(tmp_path, f"--epochs 2 -j 2 --quiet {flags}")
+    done = subprocess.run([*PROGRAM, *arguments], env=ENVIRONMENT, timeout=60, capture_output=True)
+    assert done.returncode == code, done.stderr
+
+
 def test_a_burst_of_signals_is_one_wish(tmp_path: Path) -> None:
-    with start(tmp_path, f"{EPOCHS} --epochs 100000") as process:
+    with start(tmp_path, ENDLESS) as process:
         wait_for(tmp_path / "run" / "latest.pt")
         for _ in range(50):
             process.send_signal(signal.SIGTERM)
@@ -117,12 +148,15 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, undisturbed: dict[str, Any
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
+DISK = 524288  # bytes
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KB, where mounting one is permitted."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(disk)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -133,39 +167,53 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_full_for_a_while(tiny_disk: Path) -> None:
     """Saves fail while the disk is full; what was saved before stays whole; later ones succeed."""
-    filler = tiny_disk / "filler"
-    with start(tiny_disk, "--epochs 100 --checkpoint-every 0.05 --tb") as process:
-        wait_for(tiny_disk / "run" / "latest.pt")
-        with filler.open("wb") as file, contextlib.suppress(OSError):
-            file.write(b"\0" * 524288)
-            file.flush()
-        time.sleep(1.0)
-        checkpoint.load(tiny_disk / "run" / "latest.pt")
-        filler.unlink()
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    run = tiny_disk / "run"
+    with start(tiny_disk, f"{ENDLESS} -b 8 --tb") as process:
+        wait_for(run / "latest.pt")
+        with full(tiny_disk):
+            time.sleep(1)
+        wait_for_save(run)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
     assert "warning: checkpoint not saved" in err
-    content = checkpoint.load(tiny_disk / "run" / "latest.pt")
-    lines = (tiny_disk / "run" / "metrics.jsonl").read_text().splitlines()
-    assert content["epoch"] == 100
-    assert [json.loads(line) for line in lines] == content["rows"]
+    assert "Traceback" not in err
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == checkpoint.load(run / "latest.pt")["rows"]
+
+
+def test_a_disk_that_is_full_until_the_end(tiny_disk: Path) -> None:
+    """Nothing is promised that is not there: the run goes on from what was saved before."""
+    with start(tiny_disk, f"{ENDLESS} -b 8") as process:
+        wait_for(tiny_disk / "run" / "latest.pt")
+        with full(tiny_disk):
+            time.sleep(1)
+            process.terminate()
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "warning: checkpoint not saved" in err
+    assert out.splitlines()[-1].startswith("stopped by SIGTERM in epoch ")
+    assert "go on with" not in out
 
 
 def test_a_log_on_the_same_full_disk(tiny_disk: Path) -> None:
     """What cannot be printed is lost; the run is not."""
-    filler = tiny_disk / "filler"
+    run = tiny_disk / "run"
     with (tiny_disk / "log").open("w") as log:
         process = subprocess.Popen(
-            [*PROGRAM, *command(tiny_disk, EPOCHS)], env=ENVIRONMENT, stdout=log, stderr=log
+            [*PROGRAM, *command(tiny_disk, f"{ENDLESS} -b 8")],
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
         )
-        wait_for(tiny_disk / "run" / "latest.pt")
-        with filler.open("wb") as file, contextlib.suppress(OSError):
-            file.write(b"\0" * 524288)
-            file.flush()
-        time.sleep(0.5)
-        filler.unlink()
-        assert process.wait(120) == 0
-    assert checkpoint.load(tiny_disk / "run" / "latest.pt")["epoch"] == 60
+        wait_for(run / "latest.pt")
+        with full(tiny_disk):
+            time.sleep(1)
+        wait_for_save(run)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == checkpoint.load(run / "latest.pt")["epoch"]
 
 
 def test_a_reader_that_goes_away(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
@@ -178,7 +226,7 @@ def test_a_reader_that_goes_away(tmp_path: Path, undisturbed: dict[str, Any]) ->
         assert process.wait(60) == 128 + signal.SIGPIPE
         assert process.stderr is not None
         assert process.stderr.read() == ""
-    assert 0 < checkpoint.load(tmp_path / "run" / "latest.pt")["epoch"] < 60
+    assert 0 < checkpoint.load(tmp_path / "run" / "latest.pt")["epoch"] < COUNT
     assert cli.main(command(tmp_path, f"{EPOCHS} --tb --quiet --resume auto")) == 0
     assert same(final(tmp_path), undisturbed["plain"])
 
