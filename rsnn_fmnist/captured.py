@@ -204,8 +204,9 @@ class Rate:
 
 
 def listened_to(model: nn.Module) -> bool:
-    """Whether somebody has hooks in the model, or observes its spiking layers."""
-    return any(
+    """Whether somebody has hooks in the model or in all modules, or observes its spiking layers."""
+    everywhere = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return bool(everywhere) or any(
         m._forward_hooks
         or m._forward_pre_hooks
         or m._backward_hooks

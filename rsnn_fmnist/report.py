@@ -47,7 +47,7 @@ def build_parser() -> cli.Parser:
         "--inspect", metavar="CHECKPOINT", help="a run directory, latest.pt or best.pt"
     )
     parser.add_argument(
-        "--index", metavar="I", type=int, default=0, help="which test picture (default: 0)"
+        "--index", metavar="I", type=int, help="which test picture it shows (default: 0)"
     )
     parser.add_argument(
         "--out", metavar="DIR", default="report", help="where files are written (default: report)"
@@ -67,6 +67,8 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError("--memory: name the runs, or folders of runs, that it is of")
     if not flags.places and flags.inspect is None:
         raise UsageError("name runs or folders of runs to compare, or --inspect CHECKPOINT")
+    if flags.index is not None and flags.inspect is None:
+        raise UsageError(f"--index {flags.index}: is of --inspect CHECKPOINT; name that too")
     figures = drawing("the report")
     if flags.models_file:
         import_models(Path(flags.models_file))
@@ -76,7 +78,7 @@ def _dispatch(arguments: list[str]) -> int:
         places = [Path(place) for place in flags.places]
         compare(places, out, Measurer(machine, with_memory=flags.memory), figures)
     if flags.inspect is not None:
-        inspect(Path(flags.inspect), flags.index, out, machine, figures)
+        inspect(Path(flags.inspect), flags.index or 0, out, machine, figures)
     return 0
 
 

@@ -80,6 +80,11 @@ def set_up(experiment: Experiment, machine: Machine, world: World) -> tuple[Sess
 
 def prepare(machine: Machine, settings: Settings) -> int:
     """What is worth doing once before many runs: check the settings and fetch the pictures."""
+    if machine.resume not in ("", "auto"):
+        raise UsageError(
+            f"--prepare-only: prepares for the settings given, not for a checkpoint's; leave "
+            f"--resume {machine.resume} out"
+        )
     experiment = config.from_settings(Experiment, settings)
     check_experiment(experiment, machine)
     load_pictures(experiment, machine)

@@ -182,11 +182,12 @@ def layer_by_layer(session: "Session") -> str | None:
         return "mixed precision"
     if session.device.type != "cpu":
         return f"on {session.device.type}"
-    for name, module in session.model.named_modules():
-        if (
-            isinstance(module, SequenceModule)
-            and resolve(module.backend, session.device) != "numba"
-        ):
+    named = session.model.named_modules()
+    layers = {name: m for name, m in named if isinstance(m, SequenceModule)}
+    if not layers:
+        return "it has no spiking layers"
+    for name, layer in layers.items():
+        if resolve(layer.backend, session.device) != "numba":
             return f"{name} runs in torch"
     from .fused import refusal
 

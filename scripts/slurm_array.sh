@@ -39,6 +39,7 @@ refuse() { # MESSAGE
 read -r -a models <<<"${1//[,$'\n']/ }"
 read -r -a seeds <<<"${2//[,$'\n']/ }"
 shift 2
+((${#models[@]} && ${#seeds[@]})) || refuse "MODELS and SEEDS must name at least one each"
 
 # Which run this task is: the models of the first seed, then those of the second, ...
 task=${SLURM_ARRAY_TASK_ID:?is not set: submit this script with sbatch}

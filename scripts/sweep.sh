@@ -31,7 +31,10 @@ main() {
   case ${1-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;; esac
   command -v "$PYTHON" >/dev/null || refuse "$PYTHON: not found; activate the environment, or set PYTHON"
   [ $# -ge 2 ] || refuse "needs MODELS and SEEDS, one argument each (--help)"
-  local models=() seeds=() model seed
+  local word models=() seeds=() model seed
+  for word in "$1" "$2"; do
+    case $word in -?*) refuse "$word in the place of MODELS or SEEDS, which come first (--help)" ;; esac
+  done
   split models "$1"
   split seeds "$2"
   shift 2

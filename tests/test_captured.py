@@ -222,6 +222,7 @@ def test_streamed_batches_give_the_same_numbers(graphs: list[FakeGraph]) -> None
         step = training_step(session, sums)
         for selection in train.selections(list(torch.arange(PICTURES).split(20))):
             step(selection)
+        session.close()
         outcomes.append(outcome(session, sums))
     assert [graph.done.count("replay") for graph in graphs] == [5 - WARM_UP] * 2
     for got, want in zip(*outcomes, strict=True):

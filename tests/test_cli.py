@@ -220,6 +220,8 @@ def test_prepare_only_checks_and_writes_nothing(here: Path, capsys: Any) -> None
     )
     missing = refused(capsys, 1, "--model", "plain", "--no-download", "--prepare-only")
     assert "no FashionMNIST in data" in missing
+    kept = refused(capsys, 2, "--prepare-only", "--resume", "runs/one")
+    assert "leave --resume runs/one out" in kept
     assert not list(here.iterdir())
 
 

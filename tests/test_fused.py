@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment
@@ -171,6 +172,7 @@ def test_a_streamed_batch_gives_the_same_bits() -> None:
         (selection,) = loader.selections([indices])
         Gradients(model, loader, Sums(CPU))(selection)
         gradients.append(nn.utils.parameters_to_vector([p.grad for p in model.parameters()]))
+        loader.close()
     assert torch.equal(*gradients)
 
 
@@ -185,6 +187,7 @@ def test_what_goes_layer_by_layer_and_why() -> None:
     assert why(models.build("plain"), whole_step=False) == "--no-graph"
     assert why(models.build("plain"), amp=True) == "mixed precision"
     assert "torch" in (why(_with_backend("torch")) or "")
+    assert why(ColumnReader(nn.Linear(28, 10))) == "it has no spiking layers"
     assert "Erf" in (refusal(ColumnReader(nn.Linear(28, 10), IF(surrogate=Erf(2.0)))) or "")
     assert "Flatten" in (refusal(ColumnReader(nn.Linear(28, 10), nn.Flatten())) or "")
     assert "Sequential" in (refusal(nn.Sequential(nn.Linear(28, 10))) or "")
@@ -195,6 +198,11 @@ def test_what_goes_layer_by_layer_and_why() -> None:
     heard = models.build("plain")
     heard.register_forward_hook(lambda *_: None)
     assert "listens" in (refusal(heard) or "")
+    with register_module_forward_hook(lambda *_: None):
+        assert "listens" in (refusal(models.build("plain")) or "")
+    replaced = models.build("plain")
+    replaced[1].forward = lambda x: x  # type: ignore[index, union-attr]
+    assert "replaced" in (refusal(replaced) or "")
     container = LinearRecurrentContainer(nn.Sequential(nn.Linear(10, 10), IF()), 10, 10)
     assert "Sequential inside" in (refusal(ColumnReader(nn.Linear(28, 10), container)) or "")
     shared = nn.Linear(28, 28)

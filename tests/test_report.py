@@ -115,6 +115,7 @@ MISTAKES = [
     ("--inspect none.pt", 2, "--inspect none.pt: no such file or directory"),
     ("--inspect RUN --index 200", 2, "--index 200: must be from 0 to 199"),
     ("--inspect RUN --index -1", 2, "--index -1: must be from 0 to 199"),
+    ("RUN --index 3", 2, "--index 3: is of --inspect CHECKPOINT"),
     ("--inspect RUN --index one", 2, "argument --index: invalid int value: 'one'"),
     ("--inspekt RUN", 2, "did you mean --inspect?"),
     ("--inspect RUN/config.toml", 1, "not a checkpoint"),

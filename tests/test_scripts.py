@@ -145,6 +145,8 @@ def test_train_all_takes_the_seed_of_the_flags(tmp_path: Path, stub: dict[str, s
 MISTAKES = [
     ([], "needs MODELS and SEEDS"),
     (["plain"], "needs MODELS and SEEDS"),
+    (["--seed", "3"], "--seed in the place of MODELS or SEEDS"),
+    (["plain", "--epochs", "3"], "--epochs in the place of MODELS or SEEDS"),
     (["", "1"], "must name at least one"),
     (["plain", ","], "must name at least one"),
     (["plain", "1", "--seed", "2"], "--seed: leave it out"),
@@ -253,6 +255,8 @@ def test_an_array_task_without_a_run(tmp_path: Path, stub: dict[str, str]) -> No
     code, _, err = run(tmp_path, stub, "slurm_array.sh", "plain,feedback", "5 6")
     assert code == 2
     assert err == "slurm_array.sh: task 4: 2 models x 2 seeds take --array=0-3\n"
+    code, _, err = run(tmp_path, stub, "slurm_array.sh", ",", "5 6")
+    assert (code, err) == (2, "slurm_array.sh: MODELS and SEEDS must name at least one each\n")
 
 
 def test_an_array_task_that_fails_is_not_requeued(tmp_path: Path, stub: dict[str, str]) -> None:
