@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .data import Selection
 from .errors import warn
+from .loader import Selection
 
 if TYPE_CHECKING:
     from .step import Step

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .data import Selection
 from .errors import RunError, UsageError
 from .interrupt import WISHES, Interrupt
+from .loader import Selection
 from .step import Sums, own_gradients
 
 if TYPE_CHECKING:

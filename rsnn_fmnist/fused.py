@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .captured import listened_to
-from .data import CLASSES, SIDE, Loader, Selection
+from .data import CLASSES, SIDE
+from .loader import Loader, Selection
 from .models import ColumnReader
 from .spiking import IF, LIF, LinearRecurrentContainer, SynapseFilter
 from .spiking.kernels import chain

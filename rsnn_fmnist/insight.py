@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .data import CLASSES, EVALUATION_BATCH, batch_indices
+from .data import CLASSES
 from .errors import RunError
+from .loader import EVALUATION_BATCH, batch_indices
 from .session import Progress, Session
 from .spiking.monitor import Recording, SpikeCounts, count_spikes, layers, record
 from .spiking.synapse import SynapseFilter

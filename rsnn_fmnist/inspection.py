@@ -11,10 +11,11 @@ import torch
 
 from . import checkpoint, data, energy, environment
 from .config import Experiment, Machine
-from .data import EVALUATION_BATCH, Loader, Pictures, batch_indices
+from .data import Pictures
 from .energy import Energy
 from .errors import RunError, UsageError
 from .insight import evaluating, passage
+from .loader import EVALUATION_BATCH, Loader, batch_indices
 from .run import build_model, check_experiment, newest
 from .session import Session, open_session
 from .synthetic import CLASSES as NAMES

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import CLASSES, EVALUATION_BATCH, SIDE, Loader, Pictures, batch_indices
+from .data import CLASSES, SIDE, Pictures
 from .errors import warn
 from .insight import evaluating
 from .interrupt import Interrupt
+from .loader import EVALUATION_BATCH, Loader, batch_indices
 from .session import Session
 from .spiking import record
 from .spiking.monitor import Recording

@@ -14,11 +14,12 @@ from torch import nn
 from . import checkpoint, config, data, environment, models
 from .checkpoint import Content
 from .config import Experiment, Machine, Value
-from .data import CLASSES, SIDE, Loader, Splits
+from .data import CLASSES, SIDE, Splits
 from .distributed import ALONE, World, processes, refuse
 from .errors import RunError, UsageError, warn
 from .insight import Insight, drawing
 from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
+from .loader import Loader
 from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
 from .session import Progress, Row, Session, best_metric, open_session
 from .spiking import BackendUnavailableError, set_backend

@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 
 from .config import Experiment
-from .data import Loader
 from .distributed import ALONE, World
+from .loader import Loader
 from .step import Precision, Step, Sums
 
 Row = dict[str, Any]  # one line of metrics.jsonl

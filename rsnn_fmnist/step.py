@@ -14,8 +14,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
 from .captured import GRAPHS, Captured, Rate, listened_to
-from .data import Loader, Selection
 from .interrupt import Interrupt
+from .loader import Loader, Selection
 from .spiking import SequenceModule
 from .spiking.backend import resolve
 
@@ -96,7 +96,7 @@ def rate_loss(rates: Tensor, labels: Tensor) -> Tensor:
     return functional.mse_loss(rates, one_hot)
 
 
-Step = Callable[[Selection], None]  # a selection of a Loader; see data.Loader.selections
+Step = Callable[[Selection], None]  # a selection of a Loader; see loader.Loader.selections
 
 
 def training_step(session: "Session", sums: Sums, interrupt: Interrupt | None = None) -> Step:

@@ -9,10 +9,11 @@ import time
 import torch
 
 from .config import Experiment
-from .data import EVALUATION_BATCH, Loader, batch_indices, epoch_order
+from .data import epoch_order
 from .distributed import PeerLostError
 from .errors import DivergedError
 from .interrupt import Interrupt, InterruptedRunError
+from .loader import EVALUATION_BATCH, Loader, batch_indices
 from .run_directory import Saver
 from .session import Best, Progress, Row, Session, advance, best_metric
 from .step import Step, Sums, evaluation, gradient_norm, training_step

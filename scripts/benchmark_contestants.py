@@ -130,7 +130,8 @@ def run_ours(case: Case) -> float:
 
     from rsnn_fmnist import environment
     from rsnn_fmnist.config import Experiment, Machine
-    from rsnn_fmnist.data import Pictures, Splits, batch_indices, epoch_order
+    from rsnn_fmnist.data import Pictures, Splits, epoch_order
+    from rsnn_fmnist.loader import batch_indices
     from rsnn_fmnist.run import build_session
     from rsnn_fmnist.spiking import set_backend
     from rsnn_fmnist.step import Sums, training_step

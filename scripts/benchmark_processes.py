@@ -28,9 +28,10 @@ import torch.distributed as dist
 
 from rsnn_fmnist import environment, models, synthetic
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Loader, Pictures, batch_indices, epoch_order
+from rsnn_fmnist.data import Pictures, epoch_order
 from rsnn_fmnist.distributed import World, processes
 from rsnn_fmnist.interrupt import WISHES
+from rsnn_fmnist.loader import Loader, batch_indices
 from rsnn_fmnist.session import open_session
 from rsnn_fmnist.step import Sums, training_step
 

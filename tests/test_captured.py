@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from rsnn_fmnist import captured, cli, models
 from rsnn_fmnist.captured import WARM_UP, Captured, CudaGraph, Rate, watching
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Loader, Pictures
+from rsnn_fmnist.data import Pictures
+from rsnn_fmnist.loader import Loader
 from rsnn_fmnist.session import Session, open_session
 from rsnn_fmnist.spiking import set_backend
 from rsnn_fmnist.spiking.monitor import count_spikes

@@ -13,8 +13,9 @@ import torch
 
 from rsnn_fmnist import atomic, checkpoint
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Loader, Pictures
+from rsnn_fmnist.data import Pictures
 from rsnn_fmnist.errors import RunError
+from rsnn_fmnist.loader import Loader
 from rsnn_fmnist.models import build
 from rsnn_fmnist.session import Best, Progress, Session, open_session
 from rsnn_fmnist.step import Sums

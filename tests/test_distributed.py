@@ -24,11 +24,11 @@ from torch import nn
 
 from rsnn_fmnist import checkpoint, cli, data, environment, models, run, synthetic
 from rsnn_fmnist.config import Experiment, Machine
-from rsnn_fmnist.data import Loader, batch_indices
 from rsnn_fmnist.distributed import World, processes, refuse
 from rsnn_fmnist.errors import RunError, UsageError
 from rsnn_fmnist.insight import Insight
 from rsnn_fmnist.interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
+from rsnn_fmnist.loader import Loader, batch_indices
 from rsnn_fmnist.session import Progress, Session, open_session
 from rsnn_fmnist.step import Sums, training_step
 from rsnn_fmnist.training import evaluate

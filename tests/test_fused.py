@@ -10,8 +10,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Loader, Pictures
+from rsnn_fmnist.data import Pictures
 from rsnn_fmnist.fused import WIDEST, Gradients, refusal
+from rsnn_fmnist.loader import Loader
 from rsnn_fmnist.models import ColumnReader
 from rsnn_fmnist.session import Session, open_session
 from rsnn_fmnist.spiking import (

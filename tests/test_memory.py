@@ -11,8 +11,9 @@ from torch import nn
 
 from rsnn_fmnist import data, inspection, memory, models
 from rsnn_fmnist.config import Experiment, Machine
-from rsnn_fmnist.data import Loader, Pictures
+from rsnn_fmnist.data import Pictures
 from rsnn_fmnist.interrupt import Interrupt
+from rsnn_fmnist.loader import Loader
 from rsnn_fmnist.session import Session
 from rsnn_fmnist.spiking import IF
 from rsnn_fmnist.step import rate_loss

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Loader, Pictures
+from rsnn_fmnist.data import Pictures
+from rsnn_fmnist.loader import Loader
 from rsnn_fmnist.session import Session, open_session
 from rsnn_fmnist.step import (
     Sums,
