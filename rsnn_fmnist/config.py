@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from .errors import UsageError
 
 Value = str | int | float | bool | None
+Settings = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def to_toml(experiment: Experiment) -> str:
     )
 
 
-def from_settings(cls: type[C], settings: Mapping[str, Value]) -> C:
+def from_settings(cls: type[C], settings: Settings) -> C:
     """The part of `settings` that `cls` has, over its defaults."""
     names = {f.name for f in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in settings.items() if name in names})  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import inspection, memory
+from .building import build_model
 from .comparison import Group
 from .config import Machine
 from .data import Pictures
@@ -19,7 +20,6 @@ from .errors import RunError, warn
 from .memory import Memory
 from .models import MODELS
 from .records import Run
-from .run import build_model
 from .session import Session
 
 

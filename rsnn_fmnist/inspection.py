@@ -10,13 +10,14 @@ from types import ModuleType
 import torch
 
 from . import checkpoint, data, energy, environment
+from .building import build_model
 from .config import Experiment, Machine
 from .data import Pictures
 from .energy import Energy
 from .errors import RunError, UsageError
 from .insight import evaluating, passage
 from .loader import EVALUATION_BATCH, Loader, batch_indices
-from .run import build_model, check_experiment, newest
+from .origin import check_experiment, newest
 from .session import Session, open_session
 from .synthetic import CLASSES as NAMES
 

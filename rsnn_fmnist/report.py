@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import cli, comparison, csv_files, records, tables
+from .building import import_models
 from .config import Machine
 from .entries import Measurer
 from .errors import UsageError
 from .insight import drawing
 from .inspection import cannot_write, inspect
-from .run import import_models
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

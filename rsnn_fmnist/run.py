@@ -1,34 +1,29 @@
 """One run, from its settings to its exit code: all is checked before anything is written."""
 
-import dataclasses
-import importlib.util
 import shlex
-import sys
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from . import checkpoint, config, data, environment, models
+from . import checkpoint, config, data, environment
+from .building import build_model, check_model, import_models
 from .checkpoint import Content
-from .config import Experiment, Machine, Value
-from .data import CLASSES, SIDE, Splits
+from .config import Experiment, Machine, Settings
+from .data import Splits
 from .distributed import ALONE, World, processes, refuse
 from .errors import RunError, UsageError, warn
 from .insight import Insight, drawing
 from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 from .loader import Loader
-from .run_directory import RunDirectory, Saver, checkpoint_in, locate, refuse_existing
+from .origin import check_experiment, finished, identify, take_over
+from .run_directory import RunDirectory, Saver, locate
 from .session import Progress, Row, Session, best_metric, open_session
 from .spiking import BackendUnavailableError, set_backend
 from .spiking.backend import lacking, resolve
 from .step import Sums, layer_by_layer
 from .tracking import Console, TensorBoard, Tracker, clock
 from .training import evaluate, fit
-
-Settings = Mapping[str, Value]
 
 
 def run(flags: Settings, file: Settings) -> int:
@@ -93,128 +88,6 @@ def prepare(machine: Machine, settings: Settings) -> int:
     return 0
 
 
-def identify(
-    machine: Machine, flags: Settings, file: Settings
-) -> tuple[Experiment, Path, Content | None]:
-    """Which experiment, in which directory, and the checkpoint to go on from (None: afresh).
-
-    With --resume PATH the checkpoint says which experiment; with --resume auto the settings do.
-
-    Raises:
-        UsageError: settings that contradict each other or the checkpoint.
-        RunError: no readable checkpoint where one is named; a directory that holds a run.
-    """
-    settings = {**file, **flags}
-    if machine.resume in ("", "auto"):
-        experiment = config.from_settings(Experiment, settings)
-        check_experiment(experiment, machine)
-        directory = locate(experiment, machine)
-        content = starting_point(machine, directory)
-    else:
-        for name in ("run_name", "output_dir"):
-            if name in flags:
-                flag = config.flag(name)
-                raise UsageError(f"{flag}: a resumed run stays in its directory; leave it out")
-        path = Path(machine.resume)
-        if not path.exists():
-            raise UsageError(f"--resume {path}: no such file or directory")
-        directory = path if path.is_dir() else path.parent
-        content = starting_point(machine, directory)
-        if content is None:
-            raise RunError(f"--resume {path}: holds no checkpoint of a run")
-        kept = dataclasses.asdict(checkpoint.experiment_of(content, path))
-        experiment = config.from_settings(Experiment, kept | settings)
-        check_experiment(experiment, machine)
-    if content:
-        kept_experiment = checkpoint.experiment_of(content, directory)
-        if "epochs" not in settings:
-            experiment = dataclasses.replace(experiment, epochs=kept_experiment.epochs)
-        refuse_changes(experiment, kept_experiment, content, directory)
-        if content["kind"] != "run" and not machine.test_only:
-            raise RunError(
-                f"{machine.resume}: holds the weights of one epoch only; resume from latest.pt, or "
-                "evaluate it with --test-only"
-            )
-    return experiment, directory, content
-
-
-def starting_point(machine: Machine, directory: Path) -> Content | None:
-    """The checkpoint that --resume means; None: start afresh."""
-    if not machine.resume:
-        refuse_existing(directory)
-        return None
-    path = Path(machine.resume)
-    return checkpoint.load(path) if path.is_file() else newest(directory)
-
-
-def newest(directory: Path) -> Content | None:
-    """The run's latest checkpoint or, where that is damaged, the one before; None: none yet."""
-    latest, before = checkpoint_in(directory)
-    if latest is None:
-        return checkpoint.load(before) if before else None
-    try:
-        return checkpoint.load(latest)
-    except RunError as error:
-        if before is None:
-            raise
-        warn(f"{error}; going on from {before}")
-        return checkpoint.load(before)
-
-
-def check_experiment(experiment: Experiment, machine: Machine) -> None:
-    """Raises UsageError for no model, an unknown one, or settings that contradict each other."""
-    names = ", ".join(models.MODELS)
-    if not experiment.model:
-        raise UsageError(f"--model is required: {names}")
-    if experiment.model not in models.MODELS:
-        near = config.closest(experiment.model, models.MODELS)
-        raise UsageError(
-            f"--model {experiment.model}: not registered (a model of your own takes "
-            f"--models-file); registered: {names}{near}"
-        )
-    config.check_together(experiment, machine)
-
-
-def refuse_changes(asked: Experiment, kept: Experiment, content: Content, directory: Path) -> None:
-    """Raises UsageError when a setting differs from the checkpoint's.
-
-    More epochs extend the run; as many as it has done, or fewer, have it finished.
-    """
-    for name in config.differences(asked, kept):
-        new, old = getattr(asked, name), getattr(kept, name)
-        if name == "epochs" and (new > old or content.get("epoch", 0) >= new):
-            continue
-        raise UsageError(
-            f"{config.flag(name)} {new}: the run in {directory} has {old}, which cannot change "
-            "when it resumes; name that, or start another run"
-        )
-
-
-def finished(experiment: Experiment, content: Content) -> bool:
-    return content["kind"] == "run" and bool(content["epoch"] >= experiment.epochs)
-
-
-def import_models(path: Path) -> None:
-    """Run the user's file, which registers models.
-
-    Raises:
-        UsageError: no such file.
-        RunError: it fails.
-    """
-    if not path.is_file():
-        raise UsageError(f"--models-file {path}: no such file")
-    try:
-        spec = importlib.util.spec_from_file_location(f"models_file_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise ImportError("not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        sys.path.insert(0, str(path.resolve().parent))  # for what lies beside it
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
-        raise RunError(f"--models-file {path}: {type(error).__name__}: {error}") from error
-
-
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend that --backend means on the device; RunError where it cannot be had."""
     try:
@@ -260,59 +133,6 @@ def build_session(
     val = loader(splits.val) if splits.val else None
     loaders = (train, val, test)
     return open_session(experiment, device, model, loaders, whole_step=machine.graph, world=world)
-
-
-def build_model(experiment: Experiment) -> nn.Module:
-    """The model with those of the experiment's options that it takes.
-
-    Raises:
-        UsageError: an option away from its default that the model does not take.
-        RunError: the model's own code fails.
-    """
-    takes = models.options(experiment.model)
-    chosen = {}
-    for name in ("hidden", "surrogate", "detach_reset"):
-        value = getattr(experiment, name)
-        if name in takes:
-            chosen[name] = value
-        elif value != config.FIELDS[name].default:
-            raise UsageError(
-                f"{config.flag(name)} {value}: the model {experiment.model} has no such option"
-            )
-    try:
-        model = models.build(experiment.model, **chosen)
-    except (Exception, SystemExit) as error:  # a user's model may raise anything
-        raise RunError(f"the model {experiment.model} cannot be built: {error}") from error
-    if not isinstance(model, nn.Module) or not list(model.parameters()):
-        raise RunError(
-            f"the model {experiment.model} is no torch.nn.Module with parameters to learn, but "
-            f"{type(model).__name__}"
-        )
-    return model
-
-
-def check_model(session: Session) -> None:
-    """Try the model on two pictures, leaving no trace in it or in the random state.
-
-    Raises:
-        RunError: it fails, or does not return scores [N, 10].
-    """
-    name = session.experiment.model
-    devices = [session.device] if session.device.type == "cuda" else []
-    session.model.eval()
-    with torch.random.fork_rng(devices), session.precision.autocast():
-        try:
-            scores = session.model(torch.zeros(2, SIDE, SIDE, device=session.device))
-        except (Exception, SystemExit) as error:  # a user's model may raise anything
-            raise RunError(f"the model {name} fails on pictures [2, 28, 28]: {error}") from error
-    shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-    if shape != [2, CLASSES]:
-        raise RunError(
-            f"the model {name} returns {shape} for pictures [2, 28, 28]; it should return scores "
-            f"[2, {CLASSES}]"
-        )
-    if not (scores.is_floating_point() and scores.requires_grad):
-        raise RunError(f"the model {name} returns {scores.dtype} scores that carry no gradient")
 
 
 def announce(console: Console, session: Session, backend: str) -> None:
@@ -404,15 +224,6 @@ def train(
         raise RunError(f"{directory}: the last checkpoint could not be saved; see above")
     console.tell(summary(experiment, progress.rows, directory))
     return 0
-
-
-def take_over(records: RunDirectory, machine: Machine, experiment: Experiment) -> Content | None:
-    """The checkpoint in the locked directory, which may be another's by now; None: none."""
-    content = starting_point(machine, records.path)
-    if content:
-        kept = checkpoint.experiment_of(content, records.path)
-        refuse_changes(experiment, kept, content, records.path)
-    return content
 
 
 def starting_progress(session: Session, content: Content | None, directory: Path) -> Progress:
