@@ -103,7 +103,10 @@ def ask(case: Case) -> dict[str, float]:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"benchmark_processes: error: {done.stderr.strip().splitlines()[-1]}")
+        sys.stderr.write(done.stderr)
+        raise SystemExit(
+            f"benchmark_processes: error: {case} ended with {done.returncode}; see above"
+        )
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

@@ -286,13 +286,17 @@ def test_a_mistake_is_told_once(tmp_path: Path, flags: str, message: str) -> Non
 
 @pytest.mark.slow
 def test_the_benchmark_of_processes_runs() -> None:
-    words = "--processes 1 --hidden 8 -b 64 --rounds 2 --seconds 0.1 --model plain".split()
+    words = "--processes 1 2 --hidden 8 -b 64 --rounds 1 --seconds 0.1 --model plain".split()
     done = subprocess.run([sys.executable, str(BENCHMARK), *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one = done.stdout.splitlines()[-1].split()
+    one, two = (line.split() for line in done.stdout.splitlines()[-2:])
     assert one[:4] == ["plain", "8", "64", "1"]
-    assert float(one[4].replace(",", "")) > 0
     assert one[6] == "1.00"
+    assert two[:4] == ["plain", "8", "64", "2"]
+    images_per_second, sum_ms, sum_kib = (float(two[i].replace(",", "")) for i in (4, 8, 9))
+    assert images_per_second > 0
+    assert sum_ms > 0
+    assert sum_kib == pytest.approx((39 * 8 + 10 + 7) * 4 / 1024, abs=0.05)  # README's P + 7
 
 
 def test_the_benchmark_of_processes_compares_with_one() -> None:
