@@ -321,8 +321,6 @@ def check_together(experiment: Experiment, machine: Machine) -> None:
         )
     if machine.cache_dataset and experiment.dataset == "synthetic":
         raise UsageError("--cache-dataset: synthetic pictures are drawn; there is nothing to keep")
-    if machine.test_only and machine.resume in ("", "auto"):
-        raise UsageError("--test-only: name what to evaluate with --resume PATH")
 
 
 def differences(asked: Experiment, kept: Experiment) -> list[str]:

@@ -7,9 +7,11 @@ layer, but takes sums over features and samples in another order. Imported where
 half precision is left out.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .captured import listened_to
 from .data import CLASSES, SIDE
@@ -132,15 +134,27 @@ class Gradients:
             p.grad = gradient.view_as(p)
         self.layers, self.size = program(model)
         self.spaces = np.empty((0, 4, 0), self.flat.numpy().dtype)
+        self._compile()
 
     def __call__(self, selection: Selection) -> None:
-        columns, labels, indices = self.loader.rows(selection)
         torch.cat([p.detach().reshape(-1) for p in self.parameters], out=self.flat)
+        arguments = self._arguments(*self.loader.rows(selection))
+        chain.chain(*arguments)
+        *_, gradients, sums = arguments
+        np.sum(gradients, axis=0, out=self.gradient.numpy())
+        self.sums.totals += torch.from_numpy(sums.sum(0))
+
+    def _compile(self) -> None:
+        """Have the loop compiled, by a blank picture, so that no step's time contains that."""
+        blank = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
+        only = torch.zeros(1, dtype=torch.int64)
+        chain.chain(*self._arguments(blank, only, only))
+
+    def _arguments(self, columns: Tensor, labels: Tensor, indices: Tensor) -> tuple[Any, ...]:
+        """Those of chain.chain for pictures `indices` of columns [M, T, H] and labels [M]."""
         threads = max(1, min(torch.get_num_threads(), len(indices) // SMALLEST))
         self._make_space(threads, columns.shape[1] * min(len(indices), chain.LANES))
-        gradients = np.zeros((threads, len(self.flat)), self.spaces.dtype)
-        sums = np.zeros((threads, 4))
-        chain.chain(
+        return (
             threads,
             columns.numpy(),
             labels.numpy(),
@@ -150,11 +164,9 @@ class Gradients:
             self.layers,
             self.flat.numpy(),
             self.spaces,
-            gradients,
-            sums,
+            np.zeros((threads, len(self.flat)), self.spaces.dtype),
+            np.zeros((threads, 4)),
         )
-        np.sum(gradients, axis=0, out=self.gradient.numpy())
-        self.sums.totals += torch.from_numpy(sums.sum(0))
 
     def _make_space(self, threads: int, lanes: int) -> None:
         """Room for each thread's block of so many samples at all steps."""

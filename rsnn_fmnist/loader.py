@@ -8,6 +8,7 @@ has none.
 import atexit
 import contextlib
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
@@ -60,10 +61,10 @@ class Loader:
         they do not get that signal, and the program would wait for them for ever.
         """
         if self.workers:
-            atexit.unregister(self.close)
             stream: Any = self._stream._iterator  # None: not begun
             if stream is not None:
                 stream._shutdown_workers()
+            atexit.unregister(self.close)
 
     def selections(self, indices: Sequence[Tensor]) -> Iterator[Selection]:
         """For each index tensor [N] what `take` and `rows` make a batch of.
@@ -133,17 +134,20 @@ def _stream(
     """Batches of `sampler`'s index tensors, gathered by processes that outlive an epoch.
 
     The processes are spawned, not forked: a fork after numba's or OpenMP's threads have run can
-    hang. A generator of its own keeps the loader away from torch's random state.
+    hang. A generator of its own keeps the loader away from torch's random state. More of them than
+    cores are what was asked for, as by the tutorial's `-j 4`, and no reason for torch's warning.
     """
-    return DataLoader(
-        _Batches(pictures),
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=True,
-        multiprocessing_context="spawn",
-        generator=torch.Generator(),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        return DataLoader(
+            _Batches(pictures),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+            generator=torch.Generator(),
+        )
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def _by_checkpoint(
             flag = config.flag(name)
             raise UsageError(f"{flag}: a resumed run stays in its directory; leave it out")
     path = Path(machine.resume)
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise UsageError(f"--resume {path}: no such file or directory")
     directory = path if path.is_dir() else path.parent
     content = starting_point(machine, directory)
@@ -62,6 +62,11 @@ def _by_checkpoint(
         raise RunError(f"--resume {path}: holds no checkpoint of a run")
     kept = dataclasses.asdict(checkpoint.experiment_of(content, path))
     experiment = config.from_settings(Experiment, {**kept, **settings})
+    if experiment.model not in models.MODELS and "model" not in settings:
+        raise UsageError(
+            f"--resume {path}: a run of the model {experiment.model}, which is not registered; "
+            "name its file with --models-file"
+        )
     check_experiment(experiment, machine)
     return experiment, directory, content
 

@@ -55,6 +55,8 @@ def get_ready(machine: Machine, flags: Settings) -> None:
     """What can be refused, or has to be imported, before anything is looked for."""
     if "start_epoch" in flags and machine.resume:
         raise UsageError("--start-epoch: a resumed run goes on where it was; leave one of them out")
+    if machine.test_only and machine.resume in ("", "auto"):
+        raise UsageError("--test-only: name what to evaluate with --resume PATH")
     if machine.tb_pictures:
         drawing("--tb-pictures")  # refuses at once where it cannot draw
     if machine.models_file:
@@ -200,16 +202,15 @@ def train(
         where = f", from epoch {progress.epoch}, batch {progress.batch}" if content else ""
         console.say(f"run      {directory}{where}")
         events, insight = None, None
-        if world.first:
-            records.write_records(experiment, facts, progress.rows)
+        world.on_first(lambda: records.write_records(experiment, facts, progress.rows))
         if machine.wants_events():
             insight = Insight(session, progress, machine.tb_pictures)
         if machine.wants_events() and world.first:
             events = TensorBoard(directory / "tb", progress.rows, progress.epoch, experiment)
         saver = Saver(directory, session, machine.checkpoint_every)
         tracker = Tracker(console, records if world.first else None, events, insight)
-        world.begin(session.model)
         try:
+            world.begin(session.model)
             fit(session, progress, tracker=tracker, saver=saver, interrupt=interrupt)
             tracker.finish()
         except InterruptedRunError as stop:

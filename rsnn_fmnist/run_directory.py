@@ -68,10 +68,7 @@ class RunDirectory:
         except Timeout:
             raise RunError(f"{self.path}: another process is writing this run") from None
         except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror or error}); name another "
-                "--output-dir"
-            ) from None
+            raise self._unwritable(error) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,11 +77,18 @@ class RunDirectory:
     def write_records(
         self, experiment: Experiment, environment: dict[str, object], rows: list[Row]
     ) -> None:
-        """Write what says which run this is, and the rows of metrics that are true so far."""
+        """Write what says which run this is, and the rows of metrics that are true so far.
+
+        Raises:
+            RunError: they cannot be written; what stood there before still does.
+        """
         self._rows = list(rows)
-        self._put(CONFIG, config.to_toml(experiment))
-        self._put(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        self._put(METRICS, "".join(map(_line, self._rows)))
+        try:
+            self._put(CONFIG, config.to_toml(experiment))
+            self._put(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+            self._put(METRICS, "".join(map(_line, self._rows)))
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def add_row(self, row: Row) -> None:
         """Append an epoch to metrics.jsonl; where that fails, it is tried again with the next."""
@@ -107,6 +111,11 @@ class RunDirectory:
             self._behind = False
         except OSError as error:
             self._fall_behind(error)
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path}: cannot be written ({error.strerror or error}); name another --output-dir"
+        )
 
     def _fall_behind(self, error: OSError) -> None:
         self._behind = True

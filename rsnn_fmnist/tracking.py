@@ -117,7 +117,7 @@ class TensorBoard:
         epoch: the epoch that comes next.
         experiment: what the HParams tab shows beside the last metrics; None: nothing.
     Raises:
-        RunError: the folder is a link, whose target may be somebody else's.
+        RunError: the folder is a link, whose target may be somebody else's, or cannot be written.
     """
 
     def __init__(
@@ -128,8 +128,16 @@ class TensorBoard:
         if folder.is_symlink():
             raise RunError(f"{folder} is a link; TensorBoard's events are written to a folder only")
         self.folder = folder
-        kept = rewind(folder, epoch)
-        self._writer: Any = SummaryWriter(str(folder))  # its types are incomplete
+        others = set(threading.enumerate())
+        try:
+            kept = rewind(folder, epoch)
+            self._writer: Any = SummaryWriter(str(folder))  # its types are incomplete
+        except OSError as error:
+            raise RunError(
+                f"{folder}: cannot be written ({error.strerror or error}); make room for it, or "
+                "leave out --tb"
+            ) from None
+        self._threads = set(threading.enumerate()) - others
         self._hook, threading.excepthook = threading.excepthook, self._failed
         if experiment:
             self._hparams(experiment)
@@ -189,7 +197,7 @@ class TensorBoard:
 
     def _failed(self, failure: threading.ExceptHookArgs) -> None:
         """Where the writer's thread cannot write, `epoch` raises it; a traceback adds nothing."""
-        if not issubclass(failure.exc_type, OSError):
+        if failure.thread not in self._threads or not issubclass(failure.exc_type, OSError):
             self._hook(failure)
 
 

@@ -35,6 +35,9 @@ refuse() { # MESSAGE
   exit 2
 }
 
+for word in "${@:1:2}"; do
+  case $word in -*) refuse "$word in the place of MODELS or SEEDS, which come first" ;; esac
+done
 [ $# -ge 2 ] || refuse 'needs MODELS and SEEDS: sbatch slurm_array.sh "plain feedback" 1,2'
 read -r -a models <<<"${1//[,$'\n']/ }"
 read -r -a seeds <<<"${2//[,$'\n']/ }"

@@ -52,7 +52,9 @@ MISTAKES: list[tuple[str, int, str]] = [
     ("--model plain --run-name ..", 2, "inside --output-dir"),
     ("--model plain --resume none", 2, "--resume none: no such file or directory"),
     ("--model plain --resume .", 1, "--resume .: holds no checkpoint"),
-    ("--model plain --test-only", 2, "--resume PATH"),
+    ("--test-only", 2, "--test-only: name what to evaluate with --resume PATH"),
+    ("--model plain --test-only --resume auto", 2, "--resume PATH"),
+    ("--model plain --resume /dev/null", 2, "--resume /dev/null: no such file or directory"),
     ("--model plain --models-file none.py", 2, "--models-file none.py: no such file"),
     ("--model plain --no-download", 1, "train-images-idx3-ubyte.gz (md5 8d4fb7e6c68d591d4c3d"),
     ("--model plain --no-download --data-path nowhere", 1, "nowhere/FashionMNIST/raw"),
@@ -121,6 +123,11 @@ def test_a_models_file_trains_by_the_same_loop(here: Path, capsys: Any) -> None:
         models.MODELS.pop(name)
         line = refused(capsys, 2, *command, "--hidden", "64", "--quiet")
         assert "--hidden 64: the model mine-that-works has no such option" in line
+        models.MODELS.pop(name)
+        (run,) = (here / "runs").iterdir()
+        line = refused(capsys, 2, "--resume", str(run))
+        assert "a run of the model mine-that-works" in line
+        assert line.endswith("name its file with --models-file (see --help)")
     finally:
         models.MODELS.pop(name, None)
 

@@ -201,8 +201,6 @@ def test_every_difference_shows_in_the_name() -> None:
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(UsageError, match="must be below --epochs 5"):
         config.check_together(Experiment(epochs=5, start_epoch=5), Machine())
-    with pytest.raises(UsageError, match="--resume PATH"):
-        config.check_together(Experiment(), Machine(test_only=True))
     with pytest.raises(UsageError, match="nothing to keep"):
         config.check_together(Experiment(dataset="synthetic"), Machine(cache_dataset=True))
 

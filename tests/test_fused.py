@@ -26,6 +26,7 @@ from rsnn_fmnist.spiking import (
     record,
     set_backend,
 )
+from rsnn_fmnist.spiking.kernels.chain import chain as loop
 from rsnn_fmnist.step import Sums, eager_gradients, layer_by_layer, training_step
 
 CPU = torch.device("cpu")
@@ -175,6 +176,14 @@ def test_a_streamed_batch_gives_the_same_bits() -> None:
         gradients.append(nn.utils.parameters_to_vector([p.grad for p in model.parameters()]))
         loader.close()
     assert torch.equal(*gradients)
+
+
+def test_the_loop_is_compiled_before_the_first_step() -> None:
+    loader = Loader(pictures(), CPU)
+    gradients = Gradients(built("plain", 32), loader, Sums(CPU))
+    before = loop.signatures
+    gradients((torch.arange(40),))
+    assert loop.signatures == before
 
 
 def test_what_goes_layer_by_layer_and_why() -> None:

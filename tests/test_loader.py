@@ -1,6 +1,7 @@
 """Batches, gathered on the device or streamed by processes."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,10 @@ def test_workers_hand_out_the_same_batches(workers: int) -> None:
     assert len(multiprocessing.active_children()) == workers
     abroad.close()
     assert multiprocessing.active_children() == []
+
+
+def test_more_workers_than_cores_are_no_warning() -> None:
+    Loader(random_set(4), CPU, workers=(os.cpu_count() or 1) + 1).close()
 
 
 @pytest.mark.slow

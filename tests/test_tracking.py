@@ -1,5 +1,6 @@
 """TensorBoard events: the contract's tags, no point twice, none lost."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,20 @@ def test_hparams_alone_are_not_taken_for_points(tmp_path: Path) -> None:
     assert points(tmp_path)["lr"] == [(0, 1.0), (1, 1.0)]
     first, _ = hparams(tmp_path)
     assert "val_acc1" in {metric.name.tag for metric in first.experiment.metric_infos}
+
+
+def test_a_thread_of_somebody_else_tells_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    board = TensorBoard(tmp_path / "tb", [], 0)
+    other = threading.Thread(target=(tmp_path / "none").read_text)
+    other.start()
+    other.join()
+    board.close()
+    assert [type(failure.exc_value) for failure in told] == [FileNotFoundError]
+    assert threading.excepthook == told.append
 
 
 INSIDE = {f"{tag}/{name}" for tag in ("firing_rate", "never_fire", "always_fire")

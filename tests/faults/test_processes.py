@@ -196,6 +196,20 @@ def test_a_disk_that_is_full_until_the_end(tiny_disk: Path) -> None:
     assert "go on with" not in out
 
 
+@pytest.mark.parametrize("flags", ["", "--tb"])
+def test_a_disk_that_is_full_from_the_start(tiny_disk: Path, flags: str) -> None:
+    (tiny_disk / "run").mkdir()
+    with (tiny_disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+        file.write(b"\0" * DISK)
+        file.flush()
+    with start(tiny_disk, f"--epochs 2 --quiet {flags}") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"rsnn_fmnist: error: {tiny_disk / 'run'}: cannot be written (No space")
+    assert "--output-dir" in line
+
+
 def test_a_log_on_the_same_full_disk(tiny_disk: Path) -> None:
     """What cannot be printed is lost; the run is not."""
     run = tiny_disk / "run"
