@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_synthetic")]
 COUNT = 200  # epochs, some seconds: what is done to a run is done while it trains
 EPOCHS = f"--epochs {COUNT} --checkpoint-every 0.05"
 ENDLESS = "--epochs 1000000 --checkpoint-every 0.05"
+DISK = 524288  # bytes of a tiny disk
 
 
 def start(folder: Path, flags: str, **options: Any) -> subprocess.Popen[str]:
@@ -40,13 +41,19 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-@contextlib.contextmanager
-def full(disk: Path) -> Iterator[None]:
-    """No room on a tiny disk for a while; what was saved in disk/run before stays whole."""
+def fill(disk: Path) -> Path:
+    """Leave no room on a tiny disk -> the file to remove for some."""
     filler = disk / "filler"
     with filler.open("wb") as file, contextlib.suppress(OSError):
         file.write(b"\0" * DISK)
         file.flush()
+    return filler
+
+
+@contextlib.contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """No room on a tiny disk for a while; what was saved in disk/run before stays whole."""
+    filler = fill(disk)
     yield
     checkpoint.load(disk / "run" / "latest.pt")
     filler.unlink()
@@ -148,9 +155,6 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, undisturbed: dict[str, Any
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-DISK = 524288  # bytes
-
-
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KB, where mounting one is permitted."""
@@ -199,9 +203,7 @@ def test_a_disk_that_is_full_until_the_end(tiny_disk: Path) -> None:
 @pytest.mark.parametrize("flags", ["", "--tb"])
 def test_a_disk_that_is_full_from_the_start(tiny_disk: Path, flags: str) -> None:
     (tiny_disk / "run").mkdir()
-    with (tiny_disk / "filler").open("wb") as file, contextlib.suppress(OSError):
-        file.write(b"\0" * DISK)
-        file.flush()
+    fill(tiny_disk)
     with start(tiny_disk, f"--epochs 2 --quiet {flags}") as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
