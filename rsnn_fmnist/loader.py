@@ -8,7 +8,6 @@ has none.
 import atexit
 import contextlib
 import signal
-import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
@@ -128,26 +127,28 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return self.pictures.columns[indices], self.pictures.labels[indices]
 
 
+class _Stream(DataLoader[tuple[Tensor, Tensor]]):
+    def check_worker_number_rationality(self) -> None:
+        """More processes than cores are what was asked for, as by the tutorial's -j 4."""
+
+
 def _stream(
     pictures: Pictures, sampler: list[Tensor], workers: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of `sampler`'s index tensors, gathered by processes that outlive an epoch.
 
     The processes are spawned, not forked: a fork after numba's or OpenMP's threads have run can
-    hang. A generator of its own keeps the loader away from torch's random state. More of them than
-    cores are what was asked for, as by the tutorial's `-j 4`, and no reason for torch's warning.
+    hang. A generator of its own keeps the loader away from torch's random state.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        return DataLoader(
-            _Batches(pictures),
-            sampler=sampler,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=True,
-            multiprocessing_context="spawn",
-            generator=torch.Generator(),
-        )
+    return _Stream(
+        _Batches(pictures),
+        sampler=sampler,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+        generator=torch.Generator(),
+    )
 
 
 @contextlib.contextmanager
