@@ -257,6 +257,9 @@ def test_an_array_task_without_a_run(tmp_path: Path, stub: dict[str, str]) -> No
     assert err == "slurm_array.sh: task 4: 2 models x 2 seeds take --array=0-3\n"
     code, _, err = run(tmp_path, stub, "slurm_array.sh", ",", "5 6")
     assert (code, err) == (2, "slurm_array.sh: MODELS and SEEDS must name at least one each\n")
+    code, _, err = run(tmp_path, stub, "slurm_array.sh", "plain", "--amp", "1,2")
+    assert code == 2
+    assert err == "slurm_array.sh: --amp in the place of MODELS or SEEDS, which come first\n"
 
 
 def test_an_array_task_that_fails_is_not_requeued(tmp_path: Path, stub: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from rsnn_fmnist import cli
 from rsnn_fmnist.config import Experiment, Machine
+from rsnn_fmnist.errors import RunError
 from rsnn_fmnist.tracking import HPARAMS, REWOUND, TensorBoard, clock, rewind
 
 TAGS = {
@@ -119,6 +120,12 @@ def test_hparams_alone_are_not_taken_for_points(tmp_path: Path) -> None:
     assert points(tmp_path)["lr"] == [(0, 1.0), (1, 1.0)]
     first, _ = hparams(tmp_path)
     assert "val_acc1" in {metric.name.tag for metric in first.experiment.metric_infos}
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tb").write_text("a file in its place")
+    with pytest.raises(RunError, match=r"tb: cannot be written \(.+\); make room for it, or leave"):
+        TensorBoard(tmp_path / "tb", [], 0)
 
 
 def test_a_thread_of_somebody_else_tells_its_error(
