@@ -9,7 +9,7 @@ from torch import nn
 
 from . import config, models
 from .config import Experiment
-from .data import CLASSES, SIDE
+from .data.fashion_mnist import CLASSES, SIDE
 from .errors import RunError, UsageError
 from .session import Session
 

@@ -62,7 +62,7 @@ def _dispatch(arguments: list[str]) -> int:
     path = flags.pop("config", None)
     file = config.read_toml(Path(path)) if path else {}
     if flags.pop("info", False):
-        from .environment import information
+        from .storage.provenance import information
 
         print(information(config.from_settings(Machine, {**file, **flags})))
         return 0
@@ -105,7 +105,7 @@ def _told_elsewhere(error: RunError) -> bool:
     """
     if not error.alike or "LOCAL_RANK" not in os.environ:
         return False
-    from .distributed import World
+    from .world import World
 
     return World.of_environment().local_rank > 0
 

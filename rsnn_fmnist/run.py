@@ -6,24 +6,26 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, config, data, environment
+from . import config
 from .building import build_model, check_model, import_models
-from .checkpoint import Content
 from .config import Experiment, Machine, Settings
-from .data import Splits
-from .distributed import ALONE, World, processes, refuse
+from .data import fashion_mnist
+from .data.fashion_mnist import Splits
+from .data.loader import Loader
 from .errors import RunError, UsageError, warn
-from .insight import Insight, drawing
 from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
-from .loader import Loader
-from .origin import check_experiment, finished, identify, take_over
-from .run_directory import RunDirectory, Saver, locate
 from .session import Progress, Row, Session, best_metric, open_session
 from .spiking import BackendUnavailableError, set_backend
 from .spiking.backend import lacking, resolve
-from .step import Sums, layer_by_layer
-from .tracking import Console, TensorBoard, Tracker, clock
-from .training import evaluate, fit
+from .storage import checkpoint, provenance
+from .storage.checkpoint import Content
+from .storage.resume import check_experiment, finished, identify, take_over
+from .storage.run_directory import RunDirectory, Saver, locate
+from .tracking.diagnostics import Insight, drawing
+from .tracking.tracker import Console, TensorBoard, Tracker, clock
+from .training.loop import evaluate, fit
+from .training.step import Sums, layer_by_layer
+from .world import ALONE, World, processes, refuse
 
 
 def run(flags: Settings, file: Settings) -> int:
@@ -47,7 +49,7 @@ def run(flags: Settings, file: Settings) -> int:
             announce(console, session, backend)
             if machine.test_only and content:
                 return test(session, content, Path(machine.resume), console)
-            facts = environment.describe(session.device, backend, world)
+            facts = provenance.describe(session.device, backend, world)
             return train(session, machine, directory, console, facts)
 
 
@@ -65,9 +67,9 @@ def get_ready(machine: Machine, flags: Settings) -> None:
 
 def set_up(experiment: Experiment, machine: Machine, world: World) -> tuple[Session, str]:
     """The session at its beginning, on its device, checked, and the backend of its layers."""
-    device = environment.own_device(machine.device, world)
+    device = provenance.own_device(machine.device, world)
     backend = choose_backend(machine.backend, device)
-    environment.set_up(machine)
+    provenance.set_up(machine)
     splits = load_pictures(experiment, machine)
     session = build_session(experiment, machine, device, splits, world)
     set_backend(session.model, machine.backend)
@@ -102,13 +104,13 @@ def choose_backend(name: str, device: torch.device) -> str:
 
 
 def load_pictures(experiment: Experiment, machine: Machine) -> Splits:
-    splits = data.load(
+    splits = fashion_mnist.load(
         experiment.dataset,
         machine.data_root(),
         download=machine.download,
         cache=machine.cache_dataset,
     )
-    splits = data.hold_out(splits, experiment.val_size, experiment.seed)
+    splits = fashion_mnist.hold_out(splits, experiment.val_size, experiment.seed)
     if experiment.batch_size > len(splits.train):
         raise UsageError(
             f"--batch-size {experiment.batch_size}: larger than the training set of "
@@ -128,7 +130,7 @@ def build_session(
     torch.manual_seed(experiment.seed)
     model = build_model(experiment)
 
-    def loader(pictures: data.Pictures) -> Loader:
+    def loader(pictures: fashion_mnist.Pictures) -> Loader:
         return Loader(pictures, device, normalize=experiment.normalize, workers=machine.workers)
 
     train, test = loader(splits.train), loader(splits.test)
@@ -151,7 +153,7 @@ def announce(console: Console, session: Session, backend: str) -> None:
         f"{len(session.test):,} for testing"
     )
     console.say(
-        f"device   {device} ({environment.device_name(device)}), {threads} CPU "
+        f"device   {device} ({provenance.device_name(device)}), {threads} CPU "
         f"thread{'s' if threads > 1 else ''}, backend {backend}, {precision}"
     )
     why = layer_by_layer(session)

@@ -14,9 +14,9 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 
 from .config import Experiment
-from .distributed import ALONE, World
-from .loader import Loader
-from .step import Precision, Step, Sums
+from .data.loader import Loader
+from .training.step import Precision, Step, Sums
+from .world import ALONE, World
 
 Row = dict[str, Any]  # one line of metrics.jsonl
 

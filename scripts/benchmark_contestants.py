@@ -128,13 +128,13 @@ def run_ours(case: Case) -> float:
     """The project's own loader, session and optimisation step, in training.train_epoch's order."""
     import torch
 
-    from rsnn_fmnist import environment
     from rsnn_fmnist.config import Experiment, Machine
-    from rsnn_fmnist.data import Pictures, Splits, epoch_order
-    from rsnn_fmnist.loader import batch_indices
+    from rsnn_fmnist.data.fashion_mnist import Pictures, Splits, epoch_order
+    from rsnn_fmnist.data.loader import batch_indices
     from rsnn_fmnist.run import build_session
     from rsnn_fmnist.spiking import set_backend
-    from rsnn_fmnist.step import Sums, training_step
+    from rsnn_fmnist.storage import provenance
+    from rsnn_fmnist.training.step import Sums, training_step
 
     contestant = CONTESTANTS[case.contestant]
     machine = Machine(
@@ -144,7 +144,7 @@ def run_ours(case: Case) -> float:
         graph=contestant.graph,
         download=False,
     )
-    environment.set_up(machine)
+    provenance.set_up(machine)
     images, labels = read_pictures(case.root)
     columns = images.transpose(1, 2).repeat(1, -(-case.steps // 28), 1)[:, : case.steps]
     pictures = Pictures(columns.contiguous(), labels)
@@ -283,27 +283,28 @@ def measure(cases: list[dict[str, Any]]) -> dict[str, Any]:
 
 def prepare(device: str, dataset: str, data_path: str, root: str, count: int) -> dict[str, Any]:
     """Write the pictures where every contestant reads them, unpacked -> the machine's facts."""
-    from rsnn_fmnist import data, environment, synthetic
     from rsnn_fmnist.config import Machine
+    from rsnn_fmnist.data import fashion_mnist, synthetic
+    from rsnn_fmnist.storage import provenance
 
-    chosen = environment.choose_device(device)
+    chosen = provenance.choose_device(device)
     wanted = {"train": ("train", count), "test": ("t10k", TEST_PICTURES)}
     raw = Path(root, "FashionMNIST", "raw")
     raw.mkdir(parents=True)
     if dataset == "fashion-mnist":
-        splits = data.load(dataset, Machine(data_path=data_path).data_root())
+        splits = fashion_mnist.load(dataset, Machine(data_path=data_path).data_root())
     for part, (stem, size) in wanted.items():
         if dataset == "fashion-mnist":
             pictures = getattr(splits, part)
             images = pictures.columns[:size].transpose(1, 2).contiguous().numpy()
             labels = pictures.labels[:size].numpy()
         else:
-            images, labels = synthetic.draw(size, data.SYNTHETIC[part][1])
+            images, labels = synthetic.draw(size, fashion_mnist.SYNTHETIC[part][1])
         header = struct.pack(">II", 0x803, size) + struct.pack(">II", 28, 28)
         (raw / f"{stem}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         header = struct.pack(">II", 0x801, size)
         (raw / f"{stem}-labels-idx1-ubyte").write_bytes(header + labels.astype("u1").tobytes())
-    facts = environment.describe(chosen, "per contestant")
+    facts = provenance.describe(chosen, "per contestant")
     left_out = {"backend", "threads", *(["device_name"] if device == "cpu" else [])}
     return {name: fact for name, fact in facts.items() if name not in left_out}
 

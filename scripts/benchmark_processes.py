@@ -26,14 +26,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rsnn_fmnist import environment, models, synthetic
+from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Pictures, epoch_order
-from rsnn_fmnist.distributed import World, processes
+from rsnn_fmnist.data import synthetic
+from rsnn_fmnist.data.fashion_mnist import Pictures, epoch_order
+from rsnn_fmnist.data.loader import Loader, batch_indices
 from rsnn_fmnist.interrupt import WISHES
-from rsnn_fmnist.loader import Loader, batch_indices
 from rsnn_fmnist.session import open_session
-from rsnn_fmnist.step import Sums, training_step
+from rsnn_fmnist.storage import provenance
+from rsnn_fmnist.training.step import Sums, training_step
+from rsnn_fmnist.world import World, processes
 
 CPU = torch.device("cpu")
 PICTURES = 8192
@@ -170,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     for i in range(options.rounds):
         for case in cases if i % 2 == 0 else cases[::-1]:
             answers[case].append(ask(case))
-    facts: dict[str, Any] = environment.describe(CPU, "numba")
+    facts: dict[str, Any] = provenance.describe(CPU, "numba")
     names = ("processor", "cores", "python", "torch", "numba")
     print(", ".join(f"{name} {facts.get(name)}" for name in names), f"load {load:.2f} at the start")
     print(f"one thread a process, T 28, median of {options.rounds} rounds\n")

@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsnn_fmnist import checkpoint
-from rsnn_fmnist.data import parse_idx
+from rsnn_fmnist.data.fashion_mnist import parse_idx
 from rsnn_fmnist.errors import RunError
+from rsnn_fmnist.storage import checkpoint
 
 PROGRAM = (
-    "import sys; from rsnn_fmnist import cli, data;"
-    "data.SYNTHETIC = {'train': (1280, 1), 'test': (200, 2)}; sys.exit(cli.main())"
+    "import sys; from rsnn_fmnist import cli; from rsnn_fmnist.data import fashion_mnist;"
+    "fashion_mnist.SYNTHETIC = {'train': (1280, 1), 'test': (200, 2)}; sys.exit(cli.main())"
 )
 MODELS = ("plain", "feedback", "stateful-synapse")
 VARIANTS = ("", "--amp", "--opt adam --lr 0.01 --lrs step --step-size 7", "--val-size 100")

@@ -43,9 +43,9 @@ def pictures_root() -> Path:
 @pytest.fixture
 def small_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """A synthetic set that an epoch of a test passes through in a moment."""
-    from rsnn_fmnist import data
+    from rsnn_fmnist.data import fashion_mnist
 
-    monkeypatch.setattr(data, "SYNTHETIC", {"train": (640, 1), "test": (200, 2)})
+    monkeypatch.setattr(fashion_mnist, "SYNTHETIC", {"train": (640, 1), "test": (200, 2)})
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rsnn_fmnist import captured
+from rsnn_fmnist.training import cuda_graph
 
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense.default, aten.item.default, aten.nonzero.default}
@@ -101,13 +101,13 @@ class FakeGraph:
         self.done: list[str] = []
         self.record = Record()
 
-    def warm_up(self, work: captured.Work) -> str | None:
+    def warm_up(self, work: cuda_graph.Work) -> str | None:
         self.done.append("warm up")
         with Watch() as watch:
             work()
         return watch.obstacle
 
-    def capture(self, work: captured.Work) -> None:
+    def capture(self, work: cuda_graph.Work) -> None:
         self.done.append("capture")
         with torch.random.fork_rng([]), self.record:
             work()

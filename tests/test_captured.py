@@ -19,15 +19,16 @@ from test_checkpoint import same
 from test_resume import StopAfter, final
 from torch import Tensor, nn
 
-from rsnn_fmnist import captured, cli, models
-from rsnn_fmnist.captured import WARM_UP, Captured, CudaGraph, Rate, watching
+from rsnn_fmnist import cli, models
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Pictures
-from rsnn_fmnist.loader import Loader
+from rsnn_fmnist.data.fashion_mnist import Pictures
+from rsnn_fmnist.data.loader import Loader
 from rsnn_fmnist.session import Session, open_session
 from rsnn_fmnist.spiking import set_backend
 from rsnn_fmnist.spiking.monitor import count_spikes
-from rsnn_fmnist.step import Sums, evaluation, layer_by_layer, training_step
+from rsnn_fmnist.training import cuda_graph
+from rsnn_fmnist.training.cuda_graph import WARM_UP, Captured, CudaGraph, Rate, watching
+from rsnn_fmnist.training.step import Sums, evaluation, layer_by_layer, training_step
 
 CPU = torch.device("cpu")
 PICTURES = 100
@@ -41,11 +42,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
     """The CPU has graphs meanwhile; those that were made."""
     made: list[FakeGraph] = []
 
-    def make(device: torch.device) -> captured.Graph:
+    def make(device: torch.device) -> cuda_graph.Graph:
         made.append(FakeGraph(device))
         return made[-1]
 
-    monkeypatch.setitem(captured.GRAPHS, "cpu", make)
+    monkeypatch.setitem(cuda_graph.GRAPHS, "cpu", make)
     return made
 
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from made_runs import make_run
 
-from rsnn_fmnist import comparison, records
-from rsnn_fmnist.entries import Entry
-from rsnn_fmnist.memory import Memory
+from rsnn_fmnist.report import records, statistics
+from rsnn_fmnist.report.measurements import Entry
+from rsnn_fmnist.report.memory_curve import Memory
 
 pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from rsnn_fmnist import charts, figures, panels
-from rsnn_fmnist.charts import Line
+from rsnn_fmnist.report import charts, panels
+from rsnn_fmnist.report.charts import Line
+from rsnn_fmnist.tracking import figures
 
 TWO = [
     Line("plain", 0, [{0: 60.0, 1: 64.0, 2: 70.0}, {0: 62.0, 1: 60.0}]),
@@ -27,7 +28,7 @@ PICTURE = torch.arange(784, dtype=torch.uint8).reshape(28, 28)  # [T, H]
 
 
 def sections_in(folder: Path, memories: dict[int, Memory] | None = None) -> list[list[Entry]]:
-    settings = comparison.grouped(records.read_all([folder]))
+    settings = statistics.grouped(records.read_all([folder]))
     return [[Entry(group, memories=memories or {}) for group in groups] for groups in settings]
 
 

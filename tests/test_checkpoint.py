@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from rsnn_fmnist import atomic, checkpoint
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Pictures
+from rsnn_fmnist.data.fashion_mnist import Pictures
+from rsnn_fmnist.data.loader import Loader
 from rsnn_fmnist.errors import RunError
-from rsnn_fmnist.loader import Loader
 from rsnn_fmnist.models import build
 from rsnn_fmnist.session import Best, Progress, Session, open_session
-from rsnn_fmnist.step import Sums
+from rsnn_fmnist.storage import atomic, checkpoint
+from rsnn_fmnist.training.step import Sums
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from test_report import forget_matplotlib
 
-from rsnn_fmnist import checkpoint, cli, config, models
+from rsnn_fmnist import cli, config, models
 from rsnn_fmnist.config import Experiment
+from rsnn_fmnist.storage import checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 

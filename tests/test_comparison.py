@@ -6,23 +6,24 @@ from pathlib import Path
 import pytest
 from made_runs import make_run
 
-from rsnn_fmnist import comparison, models, records
-from rsnn_fmnist.comparison import Difference, Spread
+from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment
+from rsnn_fmnist.report import records, statistics
+from rsnn_fmnist.report.statistics import Difference, Spread
 
 pytest.importorskip("scipy")
 
 
-def groups_in(folder: Path) -> list[list[comparison.Group]]:
-    return comparison.grouped(records.read_all([folder]))
+def groups_in(folder: Path) -> list[list[statistics.Group]]:
+    return statistics.grouped(records.read_all([folder]))
 
 
 def test_spread() -> None:
     """Of 1, 2 and 6: mean 3, squares 4 + 1 + 9 over 2."""
-    assert comparison.spread([1.0, 2.0, 6.0]) == Spread(3.0, math.sqrt(7), 3)
-    assert comparison.spread([70.1]) == Spread(70.1, None, 1)
-    assert comparison.spread([]) is None
-    assert comparison.spread([70.1, 70.1, 70.1]) == Spread(70.1, 0.0, 3)
+    assert statistics.spread([1.0, 2.0, 6.0]) == Spread(3.0, math.sqrt(7), 3)
+    assert statistics.spread([70.1]) == Spread(70.1, None, 1)
+    assert statistics.spread([]) is None
+    assert statistics.spread([70.1, 70.1, 70.1]) == Spread(70.1, 0.0, 3)
 
 
 def test_welch_by_hand() -> None:
@@ -31,7 +32,7 @@ def test_welch_by_hand() -> None:
     """
     from scipy.stats import t
 
-    found = comparison.welch([1.0, 2.0, 3.0], [2.0, 6.0])
+    found = statistics.welch([1.0, 2.0, 3.0], [2.0, 6.0])
     error, freedom = math.sqrt(13 / 3), 338 / 289
     reach = t.ppf(0.975, freedom) * error
     assert found.mean == -2
@@ -43,16 +44,16 @@ def test_welch_of_equal_variances_is_in_every_table() -> None:
     """4 degrees of freedom, standard error 1: the table's t is 2.776, and 3.747 for p = 0.02."""
     half = math.sqrt(1.5)  # deviation of three values whose mean has a variance of 1/2
     a = [3.747 - half, 3.747, 3.747 + half]
-    found = comparison.welch(a, [-half, 0.0, half])
+    found = statistics.welch(a, [-half, 0.0, half])
     assert found.mean == pytest.approx(3.747)
     assert (found.low, found.high) == pytest.approx((3.747 - 2.776, 3.747 + 2.776), abs=5e-4)
     assert found.p == pytest.approx(0.02, abs=5e-6)
 
 
 def test_welch_where_there_is_too_little() -> None:
-    assert comparison.welch([70.0], [60.0, 61.0]) == Difference(9.5)
-    assert comparison.welch([10.0, 10.0], [70.0, 70.0]) == Difference(-60.0)
-    one_varies = comparison.welch([10.0, 10.0, 10.0], [70.0, 71.0, 72.0])  # and warns of nothing
+    assert statistics.welch([70.0], [60.0, 61.0]) == Difference(9.5)
+    assert statistics.welch([10.0, 10.0], [70.0, 70.0]) == Difference(-60.0)
+    one_varies = statistics.welch([10.0, 10.0, 10.0], [70.0, 71.0, 72.0])  # and warns of nothing
     assert one_varies.mean == -61
     assert one_varies.p is not None
     assert 0 < one_varies.p < 1e-3
@@ -78,14 +79,14 @@ def test_pairs_are_of_one_setting_and_have_begun(tmp_path: Path) -> None:
     for model in ("plain", "feedback", "stateful-synapse"):
         make_run(tmp_path, [60.0], model=model)
     (groups,) = groups_in(tmp_path)
-    assert [(a.model, b.model) for a, b in comparison.pairs(groups)] == [
+    assert [(a.model, b.model) for a, b in statistics.pairs(groups)] == [
         ("feedback", "plain"),
         ("stateful-synapse", "plain"),
         ("stateful-synapse", "feedback"),
     ]
     (tmp_path / "feedback_e1_seed2020" / "metrics.jsonl").write_text("")
     (groups,) = groups_in(tmp_path)
-    assert [(a.model, b.model) for a, b in comparison.pairs(groups)] == [
+    assert [(a.model, b.model) for a, b in statistics.pairs(groups)] == [
         ("stateful-synapse", "plain")
     ]
 
@@ -103,8 +104,8 @@ def test_no_seed_is_dropped(tmp_path: Path) -> None:
 
 
 def test_the_names_of_settings() -> None:
-    assert comparison.flags(Experiment(model="plain", seed=7)) == ""
-    assert comparison.short_name(Experiment(model="plain", seed=7)) == ""
+    assert statistics.flags(Experiment(model="plain", seed=7)) == ""
+    assert statistics.short_name(Experiment(model="plain", seed=7)) == ""
     other = Experiment(model="my_seed0", normalize=False, amp=True, batch_size=256, cosa_tmax=9)
-    assert comparison.flags(other) == "--no-normalize --batch-size 256 --cosa-tmax 9 --amp"
-    assert comparison.short_name(other) == "no-norm_b256_tmax9_amp"
+    assert statistics.flags(other) == "--no-normalize --batch-size 256 --cosa-tmax 9 --amp"
+    assert statistics.short_name(other) == "no-norm_b256_tmax9_amp"

@@ -5,7 +5,13 @@ import re
 import pytest
 import torch
 
-from rsnn_fmnist.spiking.kernels.cuda_launch import KERNELS, OPTIONS, SOURCES, STORAGE, variants
+from rsnn_fmnist.spiking.kernels.cuda.launch import (
+    KERNELS,
+    OPTIONS,
+    SOURCES,
+    STORAGE,
+    variants,
+)
 
 nvrtc = pytest.importorskip(
     "cuda.bindings.nvrtc", reason="cuda.bindings comes with a CUDA build of torch"

@@ -34,13 +34,15 @@ from test_cuda_emulation import (
 from test_resume import StopAfter, final
 from torch import Tensor, nn
 
-from rsnn_fmnist import captured, checkpoint, cli, models
-from rsnn_fmnist.captured import WARM_UP, CudaGraph
+from rsnn_fmnist import cli, models
 from rsnn_fmnist.spiking import IF, LIF, SynapseFilter, set_backend
-from rsnn_fmnist.spiking.kernels import cuda
+from rsnn_fmnist.spiking.kernels.cuda import sequences
 from rsnn_fmnist.spiking.neuron import Neuron
 from rsnn_fmnist.spiking.synapse import filter_sequence
-from rsnn_fmnist.step import evaluation
+from rsnn_fmnist.storage import checkpoint
+from rsnn_fmnist.training import cuda_graph
+from rsnn_fmnist.training.cuda_graph import WARM_UP, CudaGraph
+from rsnn_fmnist.training.step import evaluation
 
 pytestmark = pytest.mark.cuda
 
@@ -48,7 +50,7 @@ pytestmark = pytest.mark.cuda
 @pytest.fixture(autouse=True)
 def device() -> torch.device:
     device = torch.device("cuda", torch.cuda.current_device())
-    why_not = cuda.missing(device)
+    why_not = sequences.missing(device)
     if why_not is not None:
         pytest.skip(why_not)
     return device
@@ -84,7 +86,7 @@ def test_filter(dtype: torch.dtype, device: torch.device) -> None:
     }
     compare(
         lambda x, y, k: filter_sequence(x, y, k=k),
-        lambda x, y, k: cuda.filter_sequence(x, y, k=k),
+        lambda x, y, k: sequences.filter_sequence(x, y, k=k),
         moved(inputs, device),
         dtype,
         state=("y", "k"),
@@ -129,7 +131,7 @@ def test_a_kernel_waits_for_its_stream(device: torch.device) -> None:
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)  # what comes later on the stream has to wait
         x.fill_(2.0)
-        s, _ = cuda.if_sequence(x, v, **IF().settings())
+        s, _ = sequences.if_sequence(x, v, **IF().settings())
     stream.synchronize()
     assert bool(s.all())
 
@@ -190,7 +192,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[CudaGraph]:
             seen.append(self)
             super().replay()
 
-    monkeypatch.setitem(captured.GRAPHS, "cuda", Counted)
+    monkeypatch.setitem(cuda_graph.GRAPHS, "cuda", Counted)
     return seen
 
 
@@ -307,7 +309,7 @@ def test_a_capture_that_fails_is_got_over(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Though nobody foresaw it: steps, and random numbers, go on on the stream of before."""
-    monkeypatch.setattr(captured, "SYNCHRONISES", "nothing of the kind")
+    monkeypatch.setattr(cuda_graph, "SYNCHRONISES", "nothing of the kind")
 
     class Waiting(Regularised):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The very CUDA sources, compiled by g++ over `cuda_on_cpu.hpp`, against the torch reference.
 
-Everything of the backend runs but CuPy: `cuda_launch.launch` is replaced by a call of the compiled
+Everything of the backend runs but CuPy: `launch.launch` is replaced by a call of the compiled
 libraries, with as few threads a block as a test likes. Where numbers are dyadic every format holds
 them exactly, and outputs are compared by equality.
 """
@@ -23,15 +23,15 @@ import test_golden
 import torch
 from torch import Tensor
 
-from rsnn_fmnist import environment
 from rsnn_fmnist.run import choose_backend
 from rsnn_fmnist.spiking import IF, LIF, SURROGATES, LinearRecurrentContainer, Surrogate, backend
 from rsnn_fmnist.spiking.backend import BackendUnavailableError
-from rsnn_fmnist.spiking.kernels import cuda, cuda_functions, cuda_launch
-from rsnn_fmnist.spiking.kernels.cuda_launch import KERNELS, SOURCES, STORAGE, Limits
+from rsnn_fmnist.spiking.kernels.cuda import functions, launch, sequences
+from rsnn_fmnist.spiking.kernels.cuda.launch import KERNELS, SOURCES, STORAGE, Limits
 from rsnn_fmnist.spiking.neuron import Neuron
 from rsnn_fmnist.spiking.recurrent import linear_recurrent_sequence
 from rsnn_fmnist.spiking.synapse import filter_sequence
+from rsnn_fmnist.storage import provenance
 
 DTYPES = list(STORAGE)
 TOLERANCE = {  # of gradients, which are stored in the dtype
@@ -101,7 +101,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL
 
 
 def call(function: Any, grid: int, block: tuple[int, int], *arguments: Any) -> None:
-    values = [np.atleast_1d(cuda_launch._passed(argument)) for argument in arguments]
+    values = [np.atleast_1d(launch._passed(argument)) for argument in arguments]
     pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
     function(grid, *block, pointers)
 
@@ -111,7 +111,7 @@ def launched(libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch)
     """Kernels run on the CPU, in blocks of few threads; the names of those that have run."""
     names = []
 
-    def launch(
+    def emulated(
         kernel: str,
         storage: torch.dtype,
         grid: int,
@@ -124,9 +124,9 @@ def launched(libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch)
         names.append(kernel)
         call(getattr(libraries[file], symbol(kernel, storage)), grid, block, *arguments)
 
-    monkeypatch.setattr(cuda_launch, "launch", launch)
-    monkeypatch.setattr(cuda_launch, "limits", lambda device: LIMITS["1, true"])
-    monkeypatch.setattr(cuda_functions, "THREADS", 8)
+    monkeypatch.setattr(launch, "launch", emulated)
+    monkeypatch.setattr(launch, "limits", lambda device: LIMITS["1, true"])
+    monkeypatch.setattr(functions, "THREADS", 8)
     return names
 
 
@@ -202,7 +202,7 @@ NEURONS: list[type[Neuron]] = [IF, LIF]
 def sequence_functions(layer: Neuron) -> list[Callable[..., Any]]:
     """The reference and the kernel of a layer, of (x, v) only."""
     reference = layer.sequence_function
-    kernel = getattr(cuda, reference.__name__)
+    kernel = getattr(sequences, reference.__name__)
     return [
         lambda x, v, f=function: f(x, v, **layer.settings()) for function in (reference, kernel)
     ]
@@ -249,7 +249,7 @@ def test_leaky_neurons_are_rounded_as_the_reference(
         return s, last, torch.cat(h)
 
     outputs = run(layer.sequence_function)
-    for got, want in zip(run(cuda.lif_sequence), outputs, strict=True):
+    for got, want in zip(run(sequences.lif_sequence), outputs, strict=True):
         assert torch.equal(got, want)
     assert 0.02 < outputs[0].double().mean() < 0.98, "silent or saturated: shows nothing"
 
@@ -288,8 +288,8 @@ def test_potentials_are_kept_only_for_a_gradient_or_an_observer(launched: list[s
     layer, x = IF(), dyadic(5, 3, low=-1, high=3)
     seen: list[Any] = []
     for observe in (None, lambda s, h: seen.append((s, h))):
-        cuda.if_sequence(x, torch.zeros(3), **layer.settings(), observe=observe)
-    s, _, _ = cuda_functions.fire(x, torch.zeros(3).double(), cell(layer), keep_h=False)
+        sequences.if_sequence(x, torch.zeros(3), **layer.settings(), observe=observe)
+    s, _, _ = functions.fire(x, torch.zeros(3).double(), cell(layer), keep_h=False)
     layer.sequence_function(
         x, torch.zeros(3), **layer.settings(), observe=lambda s, h: seen.append((s, h))
     )
@@ -297,8 +297,8 @@ def test_potentials_are_kept_only_for_a_gradient_or_an_observer(launched: list[s
     assert torch.equal(seen[0][1], torch.cat([h for _, h in seen[1:]]))
 
 
-def cell(layer: Neuron) -> cuda_functions.Cell:
-    return cuda._cell(**{"tau": None, **layer.settings()})
+def cell(layer: Neuron) -> functions.Cell:
+    return sequences._cell(**{"tau": None, **layer.settings()})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -311,7 +311,7 @@ def test_filter(shape: tuple[int, ...], dtype: torch.dtype, launched: list[str])
     }
     compare(
         lambda x, y, k: filter_sequence(x, y, k=k),
-        lambda x, y, k: cuda.filter_sequence(x, y, k=k),
+        lambda x, y, k: sequences.filter_sequence(x, y, k=k),
         inputs,
         dtype,
         state=("y", "k"),
@@ -323,13 +323,13 @@ def test_filter_with_a_fixed_constant(dtype: torch.dtype, launched: list[str]) -
     x = dyadic(10, 5, low=0, high=2)
     compare(
         lambda x, y: filter_sequence(x, y, k=0.5),
-        lambda x, y: cuda.filter_sequence(x, y, k=0.5),
+        lambda x, y: sequences.filter_sequence(x, y, k=0.5),
         {"x": x.round(), "y": torch.zeros(5)},
         dtype,
         state=("y",),
     )
     with torch.no_grad():
-        assert cuda.filter_sequence(x, torch.zeros(5), k=0.5)[0].grad_fn is None
+        assert sequences.filter_sequence(x, torch.zeros(5), k=0.5)[0].grad_fn is None
 
 
 def recurrent_functions(
@@ -343,7 +343,7 @@ def recurrent_functions(
 
     return (
         lambda **inputs: run(linear_recurrent_sequence, **inputs),
-        lambda **inputs: run(cuda.linear_recurrent_sequence, **inputs),
+        lambda **inputs: run(sequences.linear_recurrent_sequence, **inputs),
     )
 
 
@@ -382,7 +382,7 @@ def test_recurrent(
     limits = LIMITS[shape] if samples else LIMITS["1, true"]
     if shape == "4, true":
         limits = limits._replace(multiprocessors=0)  # however few samples
-    monkeypatch.setattr(cuda_launch, "limits", lambda device: limits)
+    monkeypatch.setattr(launch, "limits", lambda device: limits)
     y_seq, *_ = compare(
         *recurrent_functions(sub_module),
         recurrent_inputs(9, samples, features),
@@ -424,7 +424,7 @@ def test_recurrent_under_autocast(gradients: bool, launched: list[str]) -> None:
     x = inputs["x"].float()
     settings = {"weight": container.rc.weight, "bias": container.rc.bias}
     outcomes = []
-    for function in (linear_recurrent_sequence, cuda.linear_recurrent_sequence):
+    for function in (linear_recurrent_sequence, sequences.linear_recurrent_sequence):
         container.zero_grad()
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
             y, _ = function(x, container.rest(x[0]), sub_module=IF(), **settings)
@@ -442,8 +442,8 @@ def test_recurrent_under_autocast(gradients: bool, launched: list[str]) -> None:
 @pytest.fixture
 def instead_of_numba(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The CUDA kernels under the name of the backend that a CPU takes."""
-    monkeypatch.setattr(cuda_functions, "THREADS", 64)
-    monkeypatch.setitem(backend.KERNELS, "numba", ".kernels.cuda")
+    monkeypatch.setattr(functions, "THREADS", 64)
+    monkeypatch.setitem(backend.KERNELS, "numba", ".kernels.cuda.sequences")
     return launched
 
 
@@ -501,19 +501,19 @@ TURING = Limits(multiprocessors=40, shared_bytes=65_536)
 @pytest.mark.parametrize("limits", [H200, TURING], ids=["H200", "Turing"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_width_up_to_the_limit_fits_a_block(dtype: torch.dtype, limits: Limits) -> None:
-    for features in range(1, cuda_functions.MOST_FEATURES + 1):
+    for features in range(1, functions.MOST_FEATURES + 1):
         for samples, plan in product(
-            (1, 128, 100_000), (cuda_functions.forward_plan, cuda_functions.backward_plan)
+            (1, 128, 100_000), (functions.forward_plan, functions.backward_plan)
         ):
             shape, grid, block, shared_bytes = plan(features, samples, dtype, limits)
-            assert shape in cuda_launch.SHAPES
+            assert shape in launch.SHAPES
             assert shared_bytes <= limits.shared_bytes
             assert block[0] * block[1] <= 1024
             assert grid * block[1] * int(shape[0]) >= samples
 
 
 def test_a_training_batch_has_the_whole_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for plan in (cuda_functions.forward_plan, cuda_functions.backward_plan):
+    for plan in (functions.forward_plan, functions.backward_plan):
         shape, grid, block, _ = plan(32, 128, torch.float32, H200)
         assert shape == "1, true"
         assert grid * block[0] * block[1] == 128 * 32
@@ -523,15 +523,15 @@ def test_a_training_batch_has_the_whole_device(monkeypatch: pytest.MonkeyPatch) 
 def test_what_the_kernels_refuse() -> None:
     x = torch.zeros(2, 3)
     weight = torch.empty(1025, 2050)
-    assert "1025 wide" in str(cuda.refusal(x, weight=weight, sub_module=IF()))
-    assert "k is on meta" in str(cuda.refusal(x, k=torch.zeros((), device="meta")))
-    assert "int64" in str(cuda.refusal(x.long()))
-    assert cuda.refusal(x, k=torch.zeros(())) is None
+    assert "1025 wide" in str(sequences.refusal(x, weight=weight, sub_module=IF()))
+    assert "k is on meta" in str(sequences.refusal(x, k=torch.zeros((), device="meta")))
+    assert "int64" in str(sequences.refusal(x.long()))
+    assert sequences.refusal(x, k=torch.zeros(())) is None
     with pytest.raises(RuntimeError, match="tensors of one device, not"):
-        cuda_launch.launch("filter_forward<{}>", x.dtype, 1, (1, 1), 0, x, x.to("meta"))
+        launch.launch("filter_forward<{}>", x.dtype, 1, (1, 1), 0, x, x.to("meta"))
 
 
-REAL_FUNCTION = cuda_launch._function
+REAL_FUNCTION = launch._function
 
 
 class FakeCupy:
@@ -558,7 +558,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def forget_devices() -> None:
-    caches = (cuda_launch.missing, cuda_launch._module, REAL_FUNCTION, backend._missing)
+    caches = (launch.missing, launch._module, REAL_FUNCTION, backend._missing)
     for cached in caches:
         cached.cache_clear()
 
@@ -592,7 +592,7 @@ def test_a_cupy_that_cannot_be_imported_says_why(
     )
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    line = cuda_launch.missing(torch.device("cuda", 0))
+    line = launch.missing(torch.device("cuda", 0))
     assert line == (
         "it needs a working CuPy (libcublas.so.13: no such file): pip install 'rsnn-fmnist[cuda13]'"
     )
@@ -612,8 +612,8 @@ def test_info_compiles_every_kernel(
         if not works and len(compiled) == 7:
             raise RuntimeError("too much for it")
 
-    monkeypatch.setattr(cuda_launch, "_function", function)
-    cuda, driver, gpu, kernels = environment.cuda_lines()
+    monkeypatch.setattr(launch, "_function", function)
+    cuda, driver, gpu, kernels = provenance.cuda_lines()
     assert cuda == "cuda         13.2"
     assert driver.startswith("driver       ")
     assert gpu == "cuda:0       Some GPU"
@@ -636,7 +636,7 @@ def test_auto_tells_what_keeps_it_from_the_kernels(pretended: Any, capsys: Any) 
 
 
 def test_auto_takes_a_cupy_that_works(pretended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "missing", lambda device: None)
+    monkeypatch.setattr(sequences, "missing", lambda device: None)
     assert backend.resolve("auto", torch.device("cuda", 0)) == "cupy"
     assert backend.resolve("torch", torch.device("cuda", 0)) == "torch"
 

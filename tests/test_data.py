@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from rsnn_fmnist import data, loader
-from rsnn_fmnist.data import Pictures, Splits, epoch_order, hold_out
+from rsnn_fmnist.data import fashion_mnist, loader
+from rsnn_fmnist.data.fashion_mnist import Pictures, Splits, epoch_order, hold_out
+from rsnn_fmnist.data.loader import Loader
 from rsnn_fmnist.errors import RunError, UsageError
-from rsnn_fmnist.loader import Loader
 
 COUNTS = {"train": 40, "test": 20}
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def idx(array: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class FakeSet:
-    """40 + 20 random pictures, and the folder that data.load reads them from."""
+    """40 + 20 random pictures, and the folder that fashion_mnist.load reads them from."""
 
     root: Path
     arrays: dict[tuple[str, str], np.ndarray]
@@ -39,10 +39,10 @@ class FakeSet:
 
     @property
     def cache(self) -> Path:
-        return self.root / "FashionMNIST" / data.CACHE
+        return self.root / "FashionMNIST" / fashion_mnist.CACHE
 
     def path(self, part: str, kind: str, suffix: str = "") -> Path:
-        return self.raw / (data.FILES[part, kind][0] + suffix)
+        return self.raw / (fashion_mnist.FILES[part, kind][0] + suffix)
 
     def unpacked(self) -> "FakeSet":
         for (part, kind), array in self.arrays.items():
@@ -55,7 +55,7 @@ class FakeSet:
         return self
 
     def load(self, **options: bool) -> Splits:
-        return data.load("fashion-mnist", self.root, **{"download": False, **options})
+        return fashion_mnist.load("fashion-mnist", self.root, **{"download": False, **options})
 
     def refusal(self, **options: bool) -> str:
         return refusal(lambda: self.load(**options))
@@ -88,7 +88,7 @@ def refusal(call: Callable[[], object]) -> str:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSet:
     rng = np.random.default_rng(0)
     arrays, files = {}, {}
-    for (part, kind), (name, _, _) in data.FILES.items():
+    for (part, kind), (name, _, _) in fashion_mnist.FILES.items():
         count = COUNTS[part]
         if kind == "images":
             array = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -97,7 +97,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSet:
         arrays[part, kind] = array
         md5 = hashlib.md5(archive(array), usedforsecurity=False).hexdigest()
         files[part, kind] = (name, md5, count)
-    monkeypatch.setattr(data, "FILES", files)
+    monkeypatch.setattr(fashion_mnist, "FILES", files)
     (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
     return FakeSet(tmp_path, arrays)
 
@@ -121,7 +121,7 @@ def origins(pictures: Pictures) -> list[int]:
 
 def test_idx_of_three_dimensions() -> None:
     content = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3]) + bytes([1, 2, 3, 4, 5, 255])
-    array = data.parse_idx(content, (2, 1, 3), Path("file"))
+    array = fashion_mnist.parse_idx(content, (2, 1, 3), Path("file"))
     assert array.dtype == np.uint8
     assert array.tolist() == [[[1, 2, 3]], [[4, 5, 255]]]
 
@@ -143,12 +143,12 @@ BAD_IDX = {
 
 
 def test_idx_of_one_dimension() -> None:
-    assert data.parse_idx(GOOD, (3,), Path("file")).tolist() == [7, 8, 9]
+    assert fashion_mnist.parse_idx(GOOD, (3,), Path("file")).tolist() == [7, 8, 9]
 
 
 @pytest.mark.parametrize("content", BAD_IDX.values(), ids=BAD_IDX)
 def test_bad_idx_is_refused(content: bytes) -> None:
-    message = refusal(lambda: data.parse_idx(content, (3,), Path("folder/file")))
+    message = refusal(lambda: fashion_mnist.parse_idx(content, (3,), Path("folder/file")))
     assert message.startswith("folder/file: damaged: ")
     assert "delete it and run again" in message
 
@@ -177,7 +177,7 @@ def test_columns_are_time(fake: FakeSet) -> None:
 
 def test_unpacked_file_goes_before_the_archive(fake: FakeSet) -> None:
     fake.unpacked()
-    for part, kind in data.FILES:
+    for part, kind in fashion_mnist.FILES:
         fake.path(part, kind, ".gz").write_bytes(b"not an archive")
     fake.holds(fake.load())
 
@@ -194,14 +194,14 @@ def test_one_missing_file_without_download(fake: FakeSet, packed: bool) -> None:
     fake.path("test", "images", ".gz" if packed else "").unlink()
     message = fake.refusal(download=False)
     assert str(fake.raw) in message
-    for name, md5, _ in data.FILES.values():
+    for name, md5, _ in fashion_mnist.FILES.values():
         assert f"{name}.gz (md5 {md5})" in message
     for remedy in ("--no-download", "--data-path", "--dataset synthetic"):
         assert remedy in message
 
 
 def test_missing_names_the_published_files_and_makes_no_folder(tmp_path: Path) -> None:
-    message = refusal(lambda: data.load("fashion-mnist", tmp_path / "no", download=False))
+    message = refusal(lambda: fashion_mnist.load("fashion-mnist", tmp_path / "no", download=False))
     assert str(tmp_path / "no" / "FashionMNIST" / "raw") in message
     for name, md5 in {
         "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -247,7 +247,7 @@ def test_archive_of_another_sum(fake: FakeSet) -> None:
     path.write_bytes(content)
     message = fake.refusal()
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    should = data.FILES["train", "images"][1]
+    should = fashion_mnist.FILES["train", "images"][1]
     assert message.startswith(f"{path}: damaged: its md5 is {found}, should be {should}; delete it")
 
 
@@ -269,7 +269,7 @@ def test_archive_that_does_not_unpack(tmp_path: Path, spoil: Callable[[bytes], b
     path = tmp_path / "file.gz"
     path.write_bytes(content)
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    message = refusal(lambda: data.unpack(path, md5))
+    message = refusal(lambda: fashion_mnist.unpack(path, md5))
     assert message.startswith(f"{path}: damaged: ")
     assert "delete it" in message
 
@@ -279,8 +279,8 @@ def test_archive_of_something_else(fake: FakeSet, monkeypatch: pytest.MonkeyPatc
     path = fake.archives().path("test", "labels", ".gz")
     path.write_bytes(content)
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    name, _, count = data.FILES["test", "labels"]
-    monkeypatch.setitem(data.FILES, ("test", "labels"), (name, md5, count))
+    name, _, count = fashion_mnist.FILES["test", "labels"]
+    monkeypatch.setitem(fashion_mnist.FILES, ("test", "labels"), (name, md5, count))
     assert fake.refusal().startswith(f"{path}: damaged: begins with nothing, not as IDX; delete it")
 
 
@@ -319,7 +319,7 @@ def test_data_path_that_cannot_be_searched(
 
 def test_data_path_too_long(tmp_path: Path) -> None:
     root = tmp_path / ("a" * 300)
-    message = refusal(lambda: data.load("fashion-mnist", root, download=False))
+    message = refusal(lambda: fashion_mnist.load("fashion-mnist", root, download=False))
     assert str(root) in message
     assert "--data-path" in message
 
@@ -428,7 +428,7 @@ def test_cache_that_cannot_be_written(fake: FakeSet, spoil: Callable[[FakeSet], 
 
 @pytest.fixture(scope="module")
 def real(pictures_root: Path) -> Splits:
-    return data.load("fashion-mnist", pictures_root, download=False)
+    return fashion_mnist.load("fashion-mnist", pictures_root, download=False)
 
 
 @pytest.fixture(scope="module")
@@ -437,11 +437,11 @@ def unpacked_root(pictures_root: Path, tmp_path_factory: pytest.TempPathFactory)
     root = tmp_path_factory.mktemp("torchvision")
     raw = Path("FashionMNIST") / "raw"
     (root / raw).mkdir(parents=True)
-    for name, md5, _ in data.FILES.values():
+    for name, md5, _ in fashion_mnist.FILES.values():
         (root / raw / name).write_bytes(
             (pictures_root / raw / name).read_bytes()
             if (pictures_root / raw / name).is_file()
-            else data.unpack(pictures_root / raw / f"{name}.gz", md5)
+            else fashion_mnist.unpack(pictures_root / raw / f"{name}.gz", md5)
         )
     yield root
     shutil.rmtree(root)
@@ -493,7 +493,7 @@ def test_the_same_as_torchvision(real: Splits, unpacked_root: Path, part: str) -
 
 @pytest.mark.pictures
 def test_unpacked_and_archives_are_the_same_set(real: Splits, unpacked_root: Path) -> None:
-    unpacked = data.load("fashion-mnist", unpacked_root, download=False)
+    unpacked = fashion_mnist.load("fashion-mnist", unpacked_root, download=False)
     assert torch.equal(unpacked.train.columns, real.train.columns)
     assert torch.equal(unpacked.test.labels, real.test.labels)
 

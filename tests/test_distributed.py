@@ -22,16 +22,18 @@ from program import ENVIRONMENT, PROGRAM
 from test_tracking import points
 from torch import nn
 
-from rsnn_fmnist import checkpoint, cli, data, environment, models, run, synthetic
+from rsnn_fmnist import cli, models, run
 from rsnn_fmnist.config import Experiment, Machine
-from rsnn_fmnist.distributed import World, processes, refuse
+from rsnn_fmnist.data import fashion_mnist, synthetic
+from rsnn_fmnist.data.loader import Loader, batch_indices
 from rsnn_fmnist.errors import RunError, UsageError
-from rsnn_fmnist.insight import Insight
 from rsnn_fmnist.interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
-from rsnn_fmnist.loader import Loader, batch_indices
 from rsnn_fmnist.session import Progress, Session, open_session
-from rsnn_fmnist.step import Sums, training_step
-from rsnn_fmnist.training import evaluate
+from rsnn_fmnist.storage import checkpoint, provenance
+from rsnn_fmnist.tracking.diagnostics import Insight
+from rsnn_fmnist.training.loop import evaluate
+from rsnn_fmnist.training.step import Sums, training_step
+from rsnn_fmnist.world import World, processes, refuse
 
 BENCHMARK = Path(__file__).parents[1] / "scripts" / "benchmark_processes.py"
 
@@ -69,7 +71,7 @@ def float64() -> Iterator[None]:
 def drawn_session(world: World, name: str, whole_step: bool = True, **settings: Any) -> Session:
     """A session on 2,560 drawn pictures: 20 batches of 128."""
     torch.manual_seed(1)
-    loader = Loader(data._pictures(*synthetic.draw(2560, 1)), CPU)
+    loader = Loader(fashion_mnist._pictures(*synthetic.draw(2560, 1)), CPU)
     experiment = Experiment(model=name, **settings)
     loaders = (loader, None, loader)
     model = models.build(name)
@@ -141,7 +143,7 @@ def evaluation(world: World, root: Path, run_directory: Path) -> tuple[list[floa
     """A checkpoint's sums over the test pictures, and what is seen inside."""
     content = checkpoint.load(run_directory / "latest.pt")
     experiment = checkpoint.experiment_of(content, run_directory)
-    splits = data.load("fashion-mnist", root, download=False)
+    splits = fashion_mnist.load("fashion-mnist", root, download=False)
     session = run.build_session(experiment, Machine(), CPU, splits, world)
     session.model.load_state_dict(content["model"])
     insight = Insight(session, Progress(0, Sums(CPU)), None)
@@ -360,17 +362,17 @@ def test_what_several_processes_cannot_do() -> None:
 
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr(environment, "choose_device", torch.device)
+    monkeypatch.setattr(provenance, "choose_device", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert environment.own_device("cuda", World(5, 8, 1)) == torch.device("cuda:1")
+    assert provenance.own_device("cuda", World(5, 8, 1)) == torch.device("cuda:1")
     assert taken == [1]
-    assert environment.own_device("cpu", World(5, 8, 3)) == CPU
-    assert environment.own_device("cuda:1", World()) == torch.device("cuda:1")
+    assert provenance.own_device("cpu", World(5, 8, 3)) == CPU
+    assert provenance.own_device("cuda:1", World()) == torch.device("cuda:1")
     with pytest.raises(UsageError, match="--device cuda:1: each process takes a GPU of its own"):
-        environment.own_device("cuda:1", World(1, 2, 1))
+        provenance.own_device("cuda:1", World(1, 2, 1))
     with pytest.raises(RunError, match="there are 2 CUDA GPUs"):
-        environment.own_device("cuda", World(2, 3, 2))
+        provenance.own_device("cuda", World(2, 3, 2))
 
 
 def test_a_signal_counts_when_all_have_heard_of_it() -> None:

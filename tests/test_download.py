@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import FashionMNIST
 
-from rsnn_fmnist import data, download
+from rsnn_fmnist.data import download, fashion_mnist
 from rsnn_fmnist.errors import RunError
 
 CHUNK = 32 * 1024  # torchvision writes so much at a time
@@ -148,19 +148,19 @@ def test_load_fetches_only_what_is_missing(
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     files, content = {}, {}
-    for (part, kind), (name, _, _) in data.FILES.items():
+    for (part, kind), (name, _, _) in fashion_mnist.FILES.items():
         sizes = (10, 28, 28) if kind == "images" else (10,)
         array = (np.arange(np.prod(sizes)) % 10).astype(np.uint8)
         header = bytes([0, 0, 8, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
         content[name] = header + array.tobytes()
         mirror.files[f"{name}.gz"] = gzip.compress(content[name])
         files[part, kind] = (name, md5_of(mirror.files[f"{name}.gz"]), 10)
-    monkeypatch.setattr(data, "FILES", files)
+    monkeypatch.setattr(fashion_mnist, "FILES", files)
     unpacked, packed = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
     (raw / unpacked).write_bytes(content[unpacked])
     (raw / f"{packed}.gz").write_bytes(mirror.files[f"{packed}.gz"])
 
-    splits = data.load("fashion-mnist", tmp_path)
+    splits = fashion_mnist.load("fashion-mnist", tmp_path)
     assert sorted(mirror.fetched) == ["t10k-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]
     assert splits.train.labels.tolist() == splits.test.labels.tolist() == list(range(10))
     assert splits.test.columns[0, :3, 0].tolist() == [0, 1, 2]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_fmnist import models
-from rsnn_fmnist.energy import measure
 from rsnn_fmnist.models import ColumnReader
+from rsnn_fmnist.report.energy import measure
 from rsnn_fmnist.spiking import (
     IF,
     ElementWiseRecurrentContainer,

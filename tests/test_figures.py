@@ -15,7 +15,7 @@ from rsnn_fmnist.spiking import IF, record
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex  # noqa: E402
 
-from rsnn_fmnist import figures  # noqa: E402
+from rsnn_fmnist.tracking import figures  # noqa: E402
 
 
 def inspected(model: nn.Module, x: Tensor, n: int) -> tuple[Tensor, figures.Sample]:

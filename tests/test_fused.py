@@ -10,9 +10,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Pictures
-from rsnn_fmnist.fused import WIDEST, Gradients, refusal
-from rsnn_fmnist.loader import Loader
+from rsnn_fmnist.data.fashion_mnist import Pictures
+from rsnn_fmnist.data.loader import Loader
 from rsnn_fmnist.models import ColumnReader
 from rsnn_fmnist.session import Session, open_session
 from rsnn_fmnist.spiking import (
@@ -26,8 +25,9 @@ from rsnn_fmnist.spiking import (
     record,
     set_backend,
 )
-from rsnn_fmnist.spiking.kernels.chain import chain as loop
-from rsnn_fmnist.step import Sums, eager_gradients, layer_by_layer, training_step
+from rsnn_fmnist.spiking.kernels.cpu.chain import chain as loop
+from rsnn_fmnist.training.compiled_step import WIDEST, Gradients, refusal
+from rsnn_fmnist.training.step import Sums, eager_gradients, layer_by_layer, training_step
 
 CPU = torch.device("cpu")
 PICTURES = 300

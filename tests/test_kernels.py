@@ -34,7 +34,7 @@ from rsnn_fmnist.spiking import (
     record,
     set_backend,
 )
-from rsnn_fmnist.spiking.kernels import functions, openmp
+from rsnn_fmnist.spiking.kernels.cpu import functions, openmp
 from rsnn_fmnist.spiking.neuron import Neuron
 from rsnn_fmnist.spiking.synapse import filter_sequence
 
@@ -415,7 +415,7 @@ def test_potentials_are_stored_only_on_demand(monkeypatch: pytest.MonkeyPatch) -
     kept = []
     fire = functions.fire
     monkeypatch.setattr(
-        "rsnn_fmnist.spiking.kernels.cpu.fire",
+        "rsnn_fmnist.spiking.kernels.cpu.sequences.fire",
         lambda *args, **how: kept.append(fire(*args, **how)[1].shape[0]) or fire(*args, **how),
     )
     IF()(torch.rand(8, 3))

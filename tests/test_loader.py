@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsnn_fmnist.data import Pictures, epoch_order
-from rsnn_fmnist.loader import Loader, batch_indices
+from rsnn_fmnist.data.fashion_mnist import Pictures, epoch_order
+from rsnn_fmnist.data.loader import Loader, batch_indices
 
 CPU = torch.device("cpu")
 

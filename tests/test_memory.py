@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from rsnn_fmnist import data, inspection, memory, models
+from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment, Machine
-from rsnn_fmnist.data import Pictures
+from rsnn_fmnist.data import fashion_mnist
+from rsnn_fmnist.data.fashion_mnist import Pictures
+from rsnn_fmnist.data.loader import Loader
 from rsnn_fmnist.interrupt import Interrupt
-from rsnn_fmnist.loader import Loader
+from rsnn_fmnist.report import inspect, memory_curve
 from rsnn_fmnist.session import Session
 from rsnn_fmnist.spiking import IF
-from rsnn_fmnist.step import rate_loss
-from rsnn_fmnist.training import evaluate
+from rsnn_fmnist.training.loop import evaluate
+from rsnn_fmnist.training.step import rate_loss
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 NAMES = ("plain", "feedback", "stateful-synapse")
@@ -27,9 +29,9 @@ def opened(name: str, **settings: Any) -> tuple[Session, Pictures]:
     """A network that has learnt a little of the 200 pictures."""
     experiment = Experiment(model=name, dataset="synthetic", **settings)
     machine = Machine(device="cpu")
-    pictures = inspection.test_pictures("synthetic", machine)
+    pictures = inspect.test_pictures("synthetic", machine)
     torch.manual_seed(5)
-    session = inspection.open_test(experiment, machine, pictures)
+    session = inspect.open_test(experiment, machine, pictures)
     optimizer = torch.optim.Adam(session.model.parameters(), lr=0.02)
     ((x, labels),) = session.test.batches([torch.arange(200)])
     for _ in range(20):
@@ -50,7 +52,7 @@ def accuracy(session: Session, pictures: Pictures | None = None) -> float:
 @pytest.mark.parametrize("settings", [{}, {"normalize": False}, {"amp": True}])
 def test_the_ends_are_the_ordinary_accuracy(name: str, settings: dict[str, Any]) -> None:
     session, pictures = opened(name, **settings)
-    found = memory.measure(session, pictures)
+    found = memory_curve.measure(session, pictures)
     assert found.read is not None
     assert (len(found.read), len(found.blanked)) == (28, 29)
     whole = accuracy(session)
@@ -66,7 +68,7 @@ def test_the_ends_are_the_ordinary_accuracy(name: str, settings: dict[str, Any])
 def test_a_prefix_is_what_the_network_says_of_that_many_columns(name: str) -> None:
     """The pictures cut off after t columns, given to the network as they are."""
     session, _ = opened(name)
-    found = memory.after_columns(session)
+    found = memory_curve.after_columns(session)
     ((x, labels),) = session.test.batches([torch.arange(200)])
     for t in (1, 9, 20):
         with torch.no_grad():
@@ -81,7 +83,7 @@ def test_blank_columns_are_background_before_normalisation() -> None:
     columns = pictures.columns.clone()
     columns[:, 0:11, :] = 0
     expected = accuracy(session, Pictures(columns, pictures.labels))
-    assert memory.without_columns(session, pictures, 11) == expected
+    assert memory_curve.without_columns(session, pictures, 11) == expected
     assert torch.equal(pictures.columns, before)
 
 
@@ -121,7 +123,7 @@ def test_models_that_answer_otherwise_have_the_second_curve_only(
     session, pictures = opened("plain")
     torch.manual_seed(1)
     other = replace(session, model=build())
-    found = memory.measure(other, pictures)
+    found = memory_curve.measure(other, pictures)
     assert found.read is None
     assert found.blanked[0] == accuracy(other)
     (told,) = capsys.readouterr().err.splitlines()
@@ -130,10 +132,10 @@ def test_models_that_answer_otherwise_have_the_second_curve_only(
 
 @pytest.mark.pictures
 def test_on_the_real_pictures(pictures_root: Path) -> None:
-    pictures = data.load("fashion-mnist", pictures_root, download=False).test
+    pictures = fashion_mnist.load("fashion-mnist", pictures_root, download=False).test
     torch.manual_seed(5)
     machine = Machine(device="cpu")
-    session = inspection.open_test(Experiment(model="feedback"), machine, pictures)
-    found = memory.after_columns(session)
+    session = inspect.open_test(Experiment(model="feedback"), machine, pictures)
+    found = memory_curve.after_columns(session)
     assert found[27] == accuracy(session)
-    assert memory.without_columns(session, pictures, 0) == accuracy(session)
+    assert memory_curve.without_columns(session, pictures, 0) == accuracy(session)

@@ -106,7 +106,7 @@ def test_equals_the_equations_step_by_step(name: str, backend: str, gradients: b
 @pytest.mark.parametrize("name", ["plain", "feedback"])
 def test_h_is_the_kernels_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is off by 1000 is recorded so; it keeps h only while somebody looks."""
-    kernels = importlib.import_module("rsnn_fmnist.spiking.kernels.cpu")
+    kernels = importlib.import_module("rsnn_fmnist.spiking.kernels.cpu.sequences")
     kept = []
 
     def off(function: Any) -> Any:

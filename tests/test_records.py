@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from made_runs import MACHINE, make_run, row
 
-from rsnn_fmnist import records
 from rsnn_fmnist.errors import RunError, UsageError
+from rsnn_fmnist.report import records
 
 
 def test_what_a_run_left(tmp_path: Path) -> None:

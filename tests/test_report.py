@@ -14,9 +14,12 @@ import pytest
 import torch
 from made_runs import make_run
 
-from rsnn_fmnist import checkpoint, cli, inspection, models, report
+from rsnn_fmnist import cli, models
 from rsnn_fmnist.config import Machine
-from rsnn_fmnist.energy import Energy
+from rsnn_fmnist.report import __main__ as report
+from rsnn_fmnist.report import inspect
+from rsnn_fmnist.report.energy import Energy
+from rsnn_fmnist.storage import checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 
@@ -25,11 +28,11 @@ pytestmark = pytest.mark.usefixtures("small_synthetic")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a short run."""
     pytest.importorskip("matplotlib")
-    data = importlib.import_module("rsnn_fmnist.data")
+    fashion_mnist = importlib.import_module("rsnn_fmnist.data.fashion_mnist")
     folder = tmp_path_factory.mktemp("runs")
     flags = "--model stateful-synapse --dataset synthetic --device cpu --threads 1 -b 64 --epochs 1"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "SYNTHETIC", {"train": (640, 1), "test": (200, 2)})
+        patch.setattr(fashion_mnist, "SYNTHETIC", {"train": (640, 1), "test": (200, 2)})
         arguments = [*flags.split(), "--quiet", "--run-name", "run", "--output-dir", str(folder)]
         assert cli.main(arguments) == 0
     return folder / "run"
@@ -69,7 +72,7 @@ def test_the_figure_is_tensorboards(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One function draws both; here it is given the whole test set's answer to that picture."""
-    figures = importlib.import_module("rsnn_fmnist.figures")
+    figures = importlib.import_module("rsnn_fmnist.tracking.figures")
     seen = []
     drawn = figures.passage
     monkeypatch.setattr(figures, "passage", lambda *given: seen.append(given) or drawn(*given))
@@ -79,7 +82,7 @@ def test_the_figure_is_tensorboards(
     assert x.shape == (28, 28)
     content = checkpoint.load(trained / "latest.pt")
     machine = Machine(device="cpu")
-    session = inspection.open_test(checkpoint.experiment_of(content, trained), machine)
+    session = inspect.open_test(checkpoint.experiment_of(content, trained), machine)
     session.model.load_state_dict(content["model"])
     session.model.eval()
     ((pictures, labels),) = session.test.batches([torch.arange(200)])
@@ -93,7 +96,7 @@ def test_the_figure_is_tensorboards(
 
 def test_energy_lines() -> None:
     """520 times 0.9 pJ and 25,088 times 4.6 pJ, against 34,048 times 4.6 pJ."""
-    assert inspection.energy_lines(Energy(520, 520, 25088, 34048)).splitlines() == [
+    assert inspect.energy_lines(Energy(520, 520, 25088, 34048)).splitlines() == [
         "with spikes: 520 synaptic operations (spikes times fan-out); "
         "520 accumulates and 25,088 multiply-accumulates remain, 115.9 nJ",
         "without: 34,048 multiply-accumulates, 156.6 nJ "
@@ -284,7 +287,7 @@ def test_a_reader_that_goes_is_no_error(trained: Path, tmp_path: Path) -> None:
             [*command, "--out", str(tmp_path / "out")],
             stdout=nobody,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(report.__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(report.__file__).parents[2])},
             timeout=120,
         )
     assert (done.returncode, done.stderr) == (141, b"")
@@ -316,7 +319,7 @@ def test_without_matplotlib_it_says_what_to_install(
 
 def forget_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     package = importlib.import_module("rsnn_fmnist")
-    monkeypatch.delitem(sys.modules, "rsnn_fmnist.figures", raising=False)
+    monkeypatch.delitem(sys.modules, "rsnn_fmnist.tracking.figures", raising=False)
     monkeypatch.delattr(package, "figures", raising=False)
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)

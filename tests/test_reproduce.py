@@ -26,8 +26,10 @@ echo "it names 90 %"
 
 PROGRAM = """
 import sys
-from rsnn_fmnist import cli, data, report
-data.SYNTHETIC = {"train": (6400, 1), "test": (200, 2)}
+from rsnn_fmnist import cli
+from rsnn_fmnist.data import fashion_mnist
+from rsnn_fmnist.report import __main__ as report
+fashion_mnist.SYNTHETIC = {"train": (6400, 1), "test": (200, 2)}
 sys.exit((report if sys.argv.pop(1) == "rsnn_fmnist.report" else cli).main())
 """
 

@@ -11,8 +11,9 @@ import torch
 from test_checkpoint import same
 from test_tracking import events, hparams, points
 
-from rsnn_fmnist import checkpoint, cli, models
+from rsnn_fmnist import cli, models
 from rsnn_fmnist.interrupt import Interrupt, InterruptedRunError
+from rsnn_fmnist.storage import checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 

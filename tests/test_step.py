@@ -7,16 +7,10 @@ import torch
 from torch import nn
 
 from rsnn_fmnist.config import Experiment
-from rsnn_fmnist.data import Pictures
-from rsnn_fmnist.loader import Loader
+from rsnn_fmnist.data.fashion_mnist import Pictures
+from rsnn_fmnist.data.loader import Loader
 from rsnn_fmnist.session import Session, open_session
-from rsnn_fmnist.step import (
-    Sums,
-    evaluation_step,
-    ranks,
-    rate_loss,
-    training_step,
-)
+from rsnn_fmnist.training.step import Sums, evaluation_step, ranks, rate_loss, training_step
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rsnn_fmnist import data, synthetic
+from rsnn_fmnist.data import fashion_mnist, synthetic
 
 Drawn = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -84,7 +84,7 @@ def test_learnable_but_not_trivial(some: Drawn, others: Drawn) -> None:
 
 
 def test_names_of_the_classes() -> None:
-    assert len(synthetic.CLASSES) == data.CLASSES
+    assert len(synthetic.CLASSES) == fashion_mnist.CLASSES
     assert synthetic.CLASSES[0] == "T-shirt/top"
     assert synthetic.CLASSES[9] == "ankle boot"
 
@@ -100,9 +100,9 @@ def test_toes_point_left(name: str) -> None:
 
 
 def test_load_needs_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(data, "SYNTHETIC", {"train": (60, 1), "test": (20, 2)})
+    monkeypatch.setattr(fashion_mnist, "SYNTHETIC", {"train": (60, 1), "test": (20, 2)})
     nowhere = tmp_path / "nowhere"
-    splits = data.load("synthetic", nowhere, download=True, cache=True)
+    splits = fashion_mnist.load("synthetic", nowhere, download=True, cache=True)
     assert not nowhere.exists()
     assert splits.val is None
     for part, count, seed in ((splits.train, 60, 1), (splits.test, 20, 2)):
@@ -113,6 +113,9 @@ def test_load_needs_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_load_draws_sets_of_fashion_mnists_size_from_two_seeds() -> None:
-    (train, train_seed), (test, test_seed) = data.SYNTHETIC["train"], data.SYNTHETIC["test"]
+    (train, train_seed), (test, test_seed) = (
+        fashion_mnist.SYNTHETIC["train"],
+        fashion_mnist.SYNTHETIC["test"],
+    )
     assert (train, test) == (60_000, 10_000)
     assert train_seed != test_seed

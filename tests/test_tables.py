@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from made_runs import make_run, row
 
-from rsnn_fmnist import comparison, csv_files, records, tables
-from rsnn_fmnist.energy import Energy
-from rsnn_fmnist.entries import Entry
-from rsnn_fmnist.memory import Memory
+from rsnn_fmnist.report import csv_files, records, statistics, tables
+from rsnn_fmnist.report.energy import Energy
+from rsnn_fmnist.report.measurements import Entry
+from rsnn_fmnist.report.memory_curve import Memory
 
 pytest.importorskip("scipy")
 
 
 def sections_in(folder: Path) -> list[list[Entry]]:
-    settings = comparison.grouped(records.read_all([folder]))
+    settings = statistics.grouped(records.read_all([folder]))
     return [[Entry(group) for group in groups] for groups in settings]
 
 
@@ -66,7 +66,7 @@ def test_every_seed_is_listed_also_a_collapsed_one(two_models: list[list[Entry]]
 
 def test_differences(two_models: list[list[Entry]]) -> None:
     (measure,) = tables.measures(two_models[0])
-    difference = comparison.welch([70.0, 10.0], [60.0, 62.0, 64.0])
+    difference = statistics.welch([70.0, 10.0], [60.0, 62.0, 64.0])
     assert difference.p is not None
     assert difference.low is not None
     assert difference.high is not None

@@ -10,7 +10,7 @@ import torch
 from rsnn_fmnist import cli
 from rsnn_fmnist.config import Experiment, Machine
 from rsnn_fmnist.errors import RunError
-from rsnn_fmnist.tracking import HPARAMS, REWOUND, TensorBoard, clock, rewind
+from rsnn_fmnist.tracking.tracker import HPARAMS, REWOUND, TensorBoard, clock, rewind
 
 TAGS = {
     "train_loss", "train_acc1", "train_acc5", "test_loss", "test_acc1", "test_acc5", "lr",
@@ -173,14 +173,15 @@ def test_what_a_run_tells_of_its_inside(tmp_path: Path, flags: str, inside: set[
 @pytest.mark.usefixtures("small_synthetic")
 def test_numbers_of_the_inside_are_those_of_the_test_pictures(tmp_path: Path) -> None:
     """Measured anew, on the checkpoint that the run leaves."""
-    from rsnn_fmnist import checkpoint, inspection
+    from rsnn_fmnist.report import inspect
     from rsnn_fmnist.spiking import record
+    from rsnn_fmnist.storage import checkpoint
 
     arguments = "--model stateful-synapse --dataset synthetic --device cpu --threads 1 -b 64"
     flags = [*arguments.split(), "--epochs", "1", "--tb", "--run-name", "run"]
     assert cli.main([*flags, "--output-dir", str(tmp_path)]) == 0
     content = checkpoint.load(tmp_path / "run" / "latest.pt")
-    session = inspection.open_test(Experiment(**content["experiment"]), Machine(device="cpu"))
+    session = inspect.open_test(Experiment(**content["experiment"]), Machine(device="cpu"))
     session.model.load_state_dict(content["model"])
     ((x, _),) = session.test.batches([torch.arange(200)])
     with torch.no_grad(), record(session.model) as rec:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .sequence import SequenceModule
 
 KERNELS = {  # backend -> module of kernels, each named as its reference
-    "numba": ".kernels.cpu",
-    "cupy": ".kernels.cuda",
+    "numba": ".kernels.cpu.sequences",
+    "cupy": ".kernels.cuda.sequences",
 }
 _PREFERRED = {"cpu": "numba", "cuda": "cupy"}  # device type -> what `auto` takes, if it works there
 _TAKES = {  # backend -> what it needs

@@ -9,7 +9,8 @@ PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
 
 if __name__ == "__main__":
-    from rsnn_fmnist import cli, data
+    from rsnn_fmnist import cli
+    from rsnn_fmnist.data import fashion_mnist
 
-    data.SYNTHETIC = {"train": (640, 1), "test": (200, 2)}
+    fashion_mnist.SYNTHETIC = {"train": (640, 1), "test": (200, 2)}
     sys.exit(cli.main())

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_checkpoint import progress, same, session
 from test_data import idx
 
-from rsnn_fmnist import checkpoint
-from rsnn_fmnist.data import parse_idx
+from rsnn_fmnist.data.fashion_mnist import parse_idx
 from rsnn_fmnist.errors import RunError
+from rsnn_fmnist.storage import checkpoint
 
 LOOSE = settings(
     max_examples=60,

@@ -17,7 +17,8 @@ from program import ENVIRONMENT, PROGRAM
 from test_checkpoint import same
 from test_resume import command, final
 
-from rsnn_fmnist import checkpoint, cli
+from rsnn_fmnist import cli
+from rsnn_fmnist.storage import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_synthetic")]
 

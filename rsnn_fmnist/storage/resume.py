@@ -1,0 +1,137 @@
+"""Where a run begins: afresh in its directory, or at a checkpoint of the same experiment."""
+
+import dataclasses
+from pathlib import Path
+
+from .. import config, models
+from ..config import Experiment, Machine, Settings
+from ..errors import RunError, UsageError, warn
+from . import checkpoint
+from .checkpoint import Content
+from .run_directory import RunDirectory, checkpoint_in, locate, refuse_existing
+
+
+def identify(
+    machine: Machine, flags: Settings, file: Settings
+) -> tuple[Experiment, Path, Content | None]:
+    """Which experiment, in which directory, and the checkpoint to go on from (None: afresh).
+
+    With --resume PATH the checkpoint says which experiment; with --resume auto the settings do.
+
+    Raises:
+        UsageError: settings that contradict each other or the checkpoint.
+        RunError: no readable checkpoint where one is named; a directory that holds a run.
+    """
+    settings = {**file, **flags}
+    if machine.resume in ("", "auto"):
+        experiment, directory, content = _by_settings(machine, settings)
+    else:
+        experiment, directory, content = _by_checkpoint(machine, flags, settings)
+    if content:
+        kept = checkpoint.experiment_of(content, directory)
+        if "epochs" not in settings:
+            experiment = dataclasses.replace(experiment, epochs=kept.epochs)
+        refuse_changes(experiment, kept, content, directory)
+        if content["kind"] != "run" and not machine.test_only:
+            raise RunError(
+                f"{machine.resume}: holds the weights of one epoch only; resume from latest.pt, or "
+                "evaluate it with --test-only"
+            )
+    return experiment, directory, content
+
+
+def _by_settings(machine: Machine, settings: Settings) -> tuple[Experiment, Path, Content | None]:
+    experiment = config.from_settings(Experiment, settings)
+    check_experiment(experiment, machine)
+    directory = locate(experiment, machine)
+    return experiment, directory, starting_point(machine, directory)
+
+
+def _by_checkpoint(
+    machine: Machine, flags: Settings, settings: Settings
+) -> tuple[Experiment, Path, Content]:
+    for name in ("run_name", "output_dir"):
+        if name in flags:
+            flag = config.flag(name)
+            raise UsageError(f"{flag}: a resumed run stays in its directory; leave it out")
+    path = Path(machine.resume)
+    if not (path.is_file() or path.is_dir()):
+        raise UsageError(f"--resume {path}: no such file or directory")
+    directory = path if path.is_dir() else path.parent
+    content = starting_point(machine, directory)
+    if content is None:
+        raise RunError(f"--resume {path}: holds no checkpoint of a run")
+    kept = dataclasses.asdict(checkpoint.experiment_of(content, path))
+    experiment = config.from_settings(Experiment, {**kept, **settings})
+    if experiment.model not in models.MODELS and "model" not in settings:
+        raise UsageError(
+            f"--resume {path}: a run of the model {experiment.model}, which is not registered; "
+            "name its file with --models-file"
+        )
+    check_experiment(experiment, machine)
+    return experiment, directory, content
+
+
+def starting_point(machine: Machine, directory: Path) -> Content | None:
+    """The checkpoint that --resume means; None: start afresh."""
+    if not machine.resume:
+        refuse_existing(directory)
+        return None
+    path = Path(machine.resume)
+    return checkpoint.load(path) if path.is_file() else newest(directory)
+
+
+def newest(directory: Path) -> Content | None:
+    """The run's latest checkpoint or, where that is damaged, the one before; None: none yet."""
+    latest, before = checkpoint_in(directory)
+    if latest is None:
+        return checkpoint.load(before) if before else None
+    try:
+        return checkpoint.load(latest)
+    except RunError as error:
+        if before is None:
+            raise
+        warn(f"{error}; going on from {before}")
+        return checkpoint.load(before)
+
+
+def check_experiment(experiment: Experiment, machine: Machine) -> None:
+    """Raises UsageError for no model, an unknown one, or settings that contradict each other."""
+    names = ", ".join(models.MODELS)
+    if not experiment.model:
+        raise UsageError(f"--model is required: {names}")
+    if experiment.model not in models.MODELS:
+        near = config.closest(experiment.model, models.MODELS)
+        raise UsageError(
+            f"--model {experiment.model}: not registered (a model of your own takes "
+            f"--models-file); registered: {names}{near}"
+        )
+    config.check_together(experiment, machine)
+
+
+def refuse_changes(asked: Experiment, kept: Experiment, content: Content, directory: Path) -> None:
+    """Raises UsageError when a setting differs from the checkpoint's.
+
+    More epochs extend the run; as many as it has done, or fewer, have it finished.
+    """
+    for name in config.differences(asked, kept):
+        new, old = getattr(asked, name), getattr(kept, name)
+        if name == "epochs" and (new > old or content.get("epoch", 0) >= new):
+            continue
+        raise UsageError(
+            f"{config.flag(name)} {new}: the run in {directory} has {old}, which cannot change "
+            "when it resumes; name that, or start another run"
+        )
+
+
+def finished(experiment: Experiment, content: Content) -> bool:
+    return content["kind"] == "run" and bool(content["epoch"] >= experiment.epochs)
+
+
+def take_over(records: RunDirectory, machine: Machine, experiment: Experiment) -> Content | None:
+    """The checkpoint in the locked directory, which may be another's by now; None: none."""
+    content = starting_point(machine, records.path)
+    if content:
+        kept = checkpoint.experiment_of(content, records.path)
+        refuse_changes(experiment, kept, content, records.path)
+    return content

@@ -1,0 +1,176 @@
+"""A run's directory: its name and lock, what stands in it, when a checkpoint is written.
+
+    config.toml  environment.json  metrics.jsonl  latest.pt  latest.prev.pt  best.pt  tb/  .lock
+
+A directory that holds a run is never written to by another one.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .. import config
+from ..config import Experiment, Machine
+from ..errors import RunError, UsageError, warn
+from ..session import Progress, Row, Session
+from . import atomic, checkpoint
+
+CONFIG, ENVIRONMENT, METRICS = "config.toml", "environment.json", "metrics.jsonl"
+LATEST, BEST, LOCK = "latest.pt", "best.pt", ".lock"
+
+
+def locate(experiment: Experiment, machine: Machine) -> Path:
+    """<output-dir>/<run>.
+
+    Raises:
+        UsageError: a --run-name that is not one plain name.
+    """
+    name = machine.run_name or config.run_name(experiment)
+    if name in (".", "..") or Path(name).name != name or "\\" in name or not name.isprintable():
+        raise UsageError(f"--run-name {name!r}: must be a plain name, inside --output-dir")
+    return Path(machine.output_dir) / name
+
+
+def refuse_existing(run: Path) -> None:
+    """Raises RunError when a fresh start would meet anything in the directory."""
+    if run.is_dir() and any(p.name != LOCK for p in run.iterdir()):
+        raise RunError(
+            f"{run} holds a run already: go on with it by --resume auto, or name another "
+            "directory with --run-name"
+        )
+
+
+def checkpoint_in(run: Path) -> tuple[Path | None, Path | None]:
+    """The latest checkpoint of a run and the one before it; None where there is none."""
+    latest = run / LATEST
+    before = atomic.previous(latest)
+    return (latest if latest.is_file() else None), (before if before.is_file() else None)
+
+
+class RunDirectory:
+    """A run's directory, made and locked; use as a context manager.
+
+    Raises (on entering):
+        RunError: it cannot be written, or another process is writing it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / LOCK, timeout=0)
+        self._rows: list[Row] = []
+        self._behind = False  # metrics.jsonl lacks a row, or ends in a part of one
+
+    def __enter__(self) -> "RunDirectory":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise RunError(f"{self.path}: another process is writing this run") from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def write_records(
+        self, experiment: Experiment, environment: dict[str, object], rows: list[Row]
+    ) -> None:
+        """Write what says which run this is, and the rows of metrics that are true so far.
+
+        Raises:
+            RunError: they cannot be written; what stood there before still does.
+        """
+        self._rows = list(rows)
+        try:
+            self._put(CONFIG, config.to_toml(experiment))
+            self._put(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+            self._put(METRICS, "".join(map(_line, self._rows)))
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def add_row(self, row: Row) -> None:
+        """Append an epoch to metrics.jsonl; where that fails, it is tried again with the next."""
+        self._rows.append(row)
+        if self._behind:
+            self.catch_up()
+            return
+        try:
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+        except OSError as error:
+            self._fall_behind(error)
+
+    def catch_up(self) -> None:
+        """Write metrics.jsonl whole where a row is missing in it."""
+        if not self._behind:
+            return
+        try:
+            self._put(METRICS, "".join(map(_line, self._rows)))
+            self._behind = False
+        except OSError as error:
+            self._fall_behind(error)
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path}: cannot be written ({error.strerror or error}); name another --output-dir"
+        )
+
+    def _fall_behind(self, error: OSError) -> None:
+        self._behind = True
+        warn(
+            f"{self.path / METRICS} not written ({error.strerror or error}), to be tried again; "
+            "training goes on"
+        )
+
+    def _put(self, name: str, text: str) -> None:
+        content = text.encode()
+        atomic.write(self.path / name, lambda file: file.write(content))
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
+
+
+class Saver:
+    """Writes a run's checkpoints: now, or when the last one is `every` seconds old.
+
+    A save that fails is told on standard error and tried again at the next occasion. Of several
+    processes only the first one saves.
+    """
+
+    def __init__(self, path: Path, session: Session, every: float) -> None:
+        self.path = path
+        self.session = session
+        self.every = every
+        self.failed = False  # the last save did not succeed
+        self._saved = time.monotonic()
+        self._best_epoch: int | None = None
+
+    def due(self) -> bool:
+        return self.session.world.first and time.monotonic() - self._saved >= self.every
+
+    def save(self, progress: Progress) -> None:
+        if not self.session.world.first:
+            return
+        try:
+            self._save_best(progress)  # first: a run that is done in latest.pt lacks nothing
+            content = checkpoint.capture(self.session, progress)
+            checkpoint.save(self.path / LATEST, content, keep_previous=True)
+            self.failed = False
+        except OSError as error:
+            self.failed = True
+            reason = error.strerror or error
+            warn(
+                f"checkpoint not saved in {self.path} ({reason}), to be tried again; training goes "
+                "on"
+            )
+        self._saved = time.monotonic()
+
+    def _save_best(self, progress: Progress) -> None:
+        best = checkpoint.capture_best(self.session, progress)
+        if best is not None and best["row"]["epoch"] != self._best_epoch:
+            checkpoint.save(self.path / BEST, best)
+            self._best_epoch = best["row"]["epoch"]
