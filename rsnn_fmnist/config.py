@@ -1,23 +1,23 @@
-"""What is computed (Experiment) and where and how (Machine): every setting, declared once.
+"""Every setting, declared once: what is computed (Experiment), where and how (Machine).
 
-A setting's name, type, default, range and help stand here; cli.py makes the flags of them, and a
-TOML file uses the same names. Values are layered: defaults < TOML < flags. What a model's name or
-a device's name means is not known here.
+A declaration holds name, type, default, range and help. cli.py generates the flags from it, a TOML
+file uses the same names. Later layers win: defaults < TOML < flags. Left out: which models and
+devices exist.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import os
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .arguments import closest
 from .errors import UsageError
 
 Value = str | int | float | bool | None
@@ -26,7 +26,7 @@ Settings = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class Rule:
-    """A range: whether a value is in it, and the words that say so."""
+    """A range: whether it holds for a value, and its wording."""
 
     holds: Callable[[Any], bool]
     words: str
@@ -52,16 +52,16 @@ def setting(
     bare: int | None = None,
     metavar: str | None = None,
 ) -> Any:
-    """A dataclass field with what the command line and the checks need to know of it.
+    """A dataclass field with its command line and its checks.
 
     Args:
-        help: what --help says.
+        help: text of --help.
         choices: the strings allowed.
         rule: the range allowed.
-        flags: spellings beside --long-name.
-        short: the experiment setting's short form in a run's name.
-        bare: the value of the flag given without one.
-        metavar: the placeholder in --help.
+        flags: spellings in addition to --long-name.
+        short: short form of an experiment setting in a run's name.
+        bare: value of the flag when it is given without one.
+        metavar: placeholder in --help.
     """
     extras = {
         "help": help,
@@ -79,52 +79,54 @@ def setting(
 class Experiment:
     """What is computed. The same experiment on the same machine gives the same numbers."""
 
-    model: str = setting("", "network to train, one of the registered models", metavar="NAME")
+    model: str = setting(
+        "", "network to train, one of the registered models; required", metavar="NAME"
+    )
     dataset: str = setting(
         "fashion-mnist",
-        "real pictures, or ones drawn by this package",
+        "the real pictures, or synthetic ones that the package draws",
         choices=("fashion-mnist", "synthetic"),
     )
     val_size: int = setting(
-        0, "training pictures held out to choose the best epoch on", rule=COUNT, short="val"
+        0, "training pictures held out to choose the best epoch", rule=COUNT, short="val"
     )
     normalize: bool = setting(
-        True, "scale pixels to mean 0 and deviation 1 (off: to [0, 1])", short="norm"
+        True, "scale pixels to mean 0 and standard deviation 1, else to [0, 1]", short="norm"
     )
-    hidden: int = setting(32, "neurons of the hidden layer", rule=POSITIVE_INT, short="h")
+    hidden: int = setting(32, "neurons in the hidden layer", rule=POSITIVE_INT, short="h")
     surrogate: str = setting(
         "atan",
-        "surrogate gradient",
+        "surrogate gradient of the spike",
         choices=("atan", "sigmoid", "erf", "soft-sign", "piecewise-quadratic"),
     )
     detach_reset: str = setting(
         "all",
-        "neurons without a gradient through the reset",
+        "neurons that pass no gradient through the reset; recurrent: those in the container",
         choices=("all", "recurrent", "none"),
         short="detach-",
     )
     epochs: int = setting(90, "passes over the training set", rule=POSITIVE_INT, short="e")
     batch_size: int = setting(
-        128, "pictures in one training step", rule=POSITIVE_INT, flags=("-b",), short="b"
+        128, "pictures per training step", rule=POSITIVE_INT, flags=("-b",), short="b"
     )
     opt: str = setting("sgd", "optimizer", choices=("sgd", "adam"))
     lr: float = setting(
         0.1, "learning rate of the first epoch", rule=POSITIVE, short="lr", metavar="RATE"
     )
-    momentum: float = setting(0.9, "momentum of sgd", rule=BELOW_ONE, short="m", metavar="M")
+    momentum: float = setting(0.9, "momentum of --opt sgd", rule=BELOW_ONE, short="m", metavar="M")
     weight_decay: float = setting(
         0.0, "weight decay", rule=NON_NEGATIVE, flags=("--wd",), short="wd", metavar="W"
     )
     lrs: str = setting(
         "cosa",
-        "learning rate schedule: CosineAnnealingLR, StepLR or constant",
+        "learning rate schedule: CosineAnnealingLR, StepLR, or constant",
         choices=("cosa", "step", "none"),
     )
     step_size: int = setting(
-        30, "epochs between two drops of --lrs step", rule=POSITIVE_INT, short="step"
+        30, "epochs between two decays of --lrs step", rule=POSITIVE_INT, short="step"
     )
     step_gamma: float = setting(
-        0.1, "factor of a drop of --lrs step", rule=FRACTION, short="gamma", metavar="FACTOR"
+        0.1, "factor of one decay of --lrs step", rule=FRACTION, short="gamma", metavar="FACTOR"
     )
     cosa_tmax: int | None = setting(
         None,
@@ -133,70 +135,83 @@ class Experiment:
         short="tmax",
     )
     start_epoch: int = setting(
-        0, "count epochs, and the schedule, from N instead of 0", rule=COUNT, short="from"
+        0,
+        "start counting epochs, and the schedule, at N; not with --resume",
+        rule=COUNT,
+        short="from",
     )
     amp: bool = setting(False, "automatic mixed precision")
     amp_dtype: str = setting(
         "auto",
-        "precision of --amp; auto: float16 on CUDA, bfloat16 elsewhere",
+        "dtype of --amp; auto: float16 on CUDA, bfloat16 elsewhere",
         choices=("auto", "float16", "bfloat16"),
     )
     seed: int = setting(
-        2020, "seed of the weights, of the epochs' order and of the split", rule=SEED
+        2020, "random seed of the weights, the order of the pictures and the split", rule=SEED
     )
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how it is computed. May differ from one part of a run to the next."""
+    """Where and how it is computed. May change when a run resumes."""
 
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: the best present", metavar="NAME")
+    device: str = setting(
+        "auto",
+        "cpu, cuda, cuda:1, mps; auto: the accelerator that torch finds, else cpu",
+        metavar="NAME",
+    )
     backend: str = setting(
         "auto",
-        "what runs the spiking layers; auto: the fastest for the device",
+        "implementation of the spiking layers; auto: the fastest on the device",
         choices=("auto", "torch", "numba", "cupy"),
     )
-    threads: int = setting(1, "CPU threads; more help on cores that are idle", rule=POSITIVE_INT)
+    threads: int = setting(
+        1, "CPU threads; more than one pays only on idle cores", rule=POSITIVE_INT
+    )
     workers: int = setting(
         0,
-        "processes that stream the pictures; 0: keep the whole set on the device",
+        "processes that load the pictures; 0: the whole set stays on the device",
         rule=COUNT,
         flags=("-j",),
     )
     data_path: str = setting(
-        "", "folder of FashionMNIST/raw (default: $RSNN_FMNIST_DATA, else data)", metavar="DIR"
+        "",
+        "folder that holds FashionMNIST/raw (default: $RSNN_FMNIST_DATA, else data)",
+        metavar="DIR",
     )
-    download: bool = setting(True, "fetch missing pictures from the network")
-    cache_dataset: bool = setting(False, "keep the decoded pictures beside the raw files")
-    output_dir: str = setting("runs", "folder in which run directories are made", metavar="DIR")
+    download: bool = setting(True, "download missing pictures")
+    cache_dataset: bool = setting(False, "keep the decoded pictures in a file next to raw/")
+    output_dir: str = setting("runs", "folder for run directories", metavar="DIR")
     run_name: str = setting(
-        "", "run directory's name (default: made of the settings)", metavar="NAME"
+        "", "name of the run directory (default: derived from the settings)", metavar="NAME"
     )
     resume: str = setting(
-        "", "go on with a run: auto, a run directory or a checkpoint", metavar="auto|PATH"
+        "",
+        "resume a run directory or a checkpoint; auto: the settings' run, or a new one",
+        metavar="auto|PATH",
     )
     checkpoint_every: float = setting(
-        30.0, "time between two checkpoints", rule=NON_NEGATIVE, metavar="SECONDS"
+        30.0, "time between checkpoints; 0: after every batch", rule=NON_NEGATIVE, metavar="SECONDS"
     )
-    tb: bool = setting(False, "write TensorBoard events into the run directory")
+    tb: bool = setting(False, "write TensorBoard events to the run directory")
     tb_pictures: int | None = setting(
         None,
-        "as --tb, and every so many epochs figures of the network at work; bare: every 10",
+        "as --tb, with figures of the network every EVERY epochs; without a value: 10",
         rule=POSITIVE_INT,
         bare=10,
         metavar="EVERY",
     )
-    deterministic: bool = setting(False, "refuse operations that may differ between two runs")
+    deterministic: bool = setting(False, "refuse operations that are not deterministic")
     graph: bool = setting(
-        True, "take a training step as one: a CUDA graph or, on the CPU, one compiled loop"
+        True, "run a training step as a CUDA graph or, on the CPU, compiled; off: eager"
     )
-    test_only: bool = setting(False, "evaluate the checkpoint of --resume and stop")
-    prepare_only: bool = setting(False, "check the settings, fetch the pictures, and stop")
-    models_file: str = setting("", "Python file that registers further models", metavar="FILE.py")
+    test_only: bool = setting(False, "evaluate the checkpoint of --resume and exit")
+    prepare_only: bool = setting(False, "check the settings, download the pictures and exit")
+    models_file: str = setting("", "Python file that registers more models", metavar="FILE.py")
     quiet: bool = setting(False, "print the summary and warnings only")
 
     def wants_events(self) -> bool:
-        """Whether TensorBoard events are asked for, with or without figures."""
+        """Whether TensorBoard events are written, with or without figures."""
         return self.tb or self.tb_pictures is not None
 
     def data_root(self) -> Path:
@@ -210,7 +225,7 @@ _TYPES = {**typing.get_type_hints(Experiment), **typing.get_type_hints(Machine)}
 
 
 def value_type(name: str) -> type:
-    """bool, int, float or str: the type of a setting, None aside."""
+    """The type of a setting, None aside: bool, int, float or str."""
     hint = _TYPES[name]
     return (
         next(t for t in typing.get_args(hint) if t is not types.NoneType)
@@ -224,14 +239,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def closest(word: str, words: Iterable[str]) -> str:
-    """ "; did you mean X?", or nothing where no word is near."""
-    match = difflib.get_close_matches(word, list(words), n=1)
-    return f"; did you mean {match[0]}?" if match else ""
-
-
 def from_text(name: str, text: str) -> Value:
-    """The value that a flag's text means, in its type; ranges are `check`'s."""
+    """Convert a flag's text to the setting's type; `check` tests the range."""
     kind = value_type(name)
     if type(None) in typing.get_args(_TYPES[name]) and text.lower() == "none":
         return None
@@ -246,10 +255,12 @@ def from_text(name: str, text: str) -> Value:
 
 
 def check(name: str, value: Value, source: str) -> Value:
-    """A value of a flag or a file, in range and of the setting's type; an int may be a float.
+    """Return the value in the setting's type; an int is accepted for a float.
 
+    Args:
+        source: what the error message names, such as the flag.
     Raises:
-        UsageError: it is not; `source` says whose value it is.
+        UsageError: wrong type, not a choice, or out of range.
     """
     kind, extras = value_type(name), FIELDS[name].metadata
     if value is None and type(None) in typing.get_args(_TYPES[name]):
@@ -257,7 +268,7 @@ def check(name: str, value: Value, source: str) -> Value:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
         raise UsageError(f"{source} {json.dumps(value, default=str)}: must be {nouns[kind]}")
     if extras["choices"] and value not in extras["choices"]:
         near = closest(str(value), extras["choices"])
@@ -273,7 +284,7 @@ def read_toml(path: Path) -> dict[str, Value]:
     """The settings of a TOML file, checked.
 
     Raises:
-        UsageError: no such file, broken TOML, an unknown key or a bad value.
+        UsageError: no such file, invalid TOML, an unknown key or a bad value.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -282,7 +293,7 @@ def read_toml(path: Path) -> dict[str, Value]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--config {path}: broken TOML: {error}") from None
+        raise UsageError(f"--config {path}: not valid TOML: {error}") from None
     settings = {}
     for key, value in table.items():
         if key not in FIELDS:
@@ -294,7 +305,7 @@ def read_toml(path: Path) -> dict[str, Value]:
 
 
 def to_toml(experiment: Experiment) -> str:
-    """The experiment as a TOML file that --config reads back; what is None is left out."""
+    """The experiment as TOML for --config; settings that are None are left out."""
     values = dataclasses.asdict(experiment)
     return "".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
@@ -304,13 +315,13 @@ def to_toml(experiment: Experiment) -> str:
 
 
 def from_settings(cls: type[C], settings: Settings) -> C:
-    """The part of `settings` that `cls` has, over its defaults."""
+    """An Experiment or a Machine from its part of `settings`, defaults for the rest."""
     names = {f.name for f in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in settings.items() if name in names})  # type: ignore[arg-type]
 
 
 def check_together(experiment: Experiment, machine: Machine) -> None:
-    """The rules that take more than one setting.
+    """Check the rules between settings.
 
     Raises:
         UsageError: two settings contradict each other.
@@ -320,11 +331,11 @@ def check_together(experiment: Experiment, machine: Machine) -> None:
             f"--start-epoch {experiment.start_epoch}: must be below --epochs {experiment.epochs}"
         )
     if machine.cache_dataset and experiment.dataset == "synthetic":
-        raise UsageError("--cache-dataset: synthetic pictures are drawn; there is nothing to keep")
+        raise UsageError("--cache-dataset: synthetic pictures are never cached; leave it out")
 
 
 def differences(asked: Experiment, kept: Experiment) -> list[str]:
-    """The names of the experiment settings in which the two differ."""
+    """The names of the settings in which two experiments differ."""
     return [
         f.name
         for f in dataclasses.fields(Experiment)
@@ -333,7 +344,7 @@ def differences(asked: Experiment, kept: Experiment) -> list[str]:
 
 
 def run_name(experiment: Experiment) -> str:
-    """The run's name: model, what differs from the defaults in a short form, and the seed."""
+    """The run's name: model, settings that differ from the defaults in short form, seed."""
     parts = [experiment.model]
     for f in dataclasses.fields(Experiment):
         value = getattr(experiment, f.name)

@@ -1,16 +1,18 @@
-"""The ways a run can be refused, which cli.py turns into one line and an exit code; and what is
-told of a run that goes on.
-"""
+"""Errors that end a run with one line and an exit code, and warnings."""
 
 import contextlib
 import sys
 
 
 class RunError(Exception):
-    """This machine, the data or a file lacks something; the message says what to do. Exit 1."""
+    """This machine, the data or a file lacks something; the message says what to do. Exit code 1.
+
+    Attributes:
+        alike: in a run of several processes, all of them raise this error and one prints it.
+    """
 
     exit_code = 1
-    alike = False  # of several processes, each meets it, and one tells it
+    alike = False
 
 
 class DivergedError(RunError):
@@ -20,13 +22,23 @@ class DivergedError(RunError):
 
 
 class UsageError(RunError):
-    """A mistake in flags or configuration; the message names the value. Exit 2."""
+    """A mistake in flags or configuration; the message names the value. Exit code 2."""
 
     exit_code = 2
     alike = True
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message or, without one, its type's name.
+
+    Of an OSError the system's own words, without the path.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def warn(message: str) -> None:
-    """Tell on standard error, in a line, what the user should know."""
-    with contextlib.suppress(OSError):  # as when standard error is a file on a full disk
+    """Print one line on standard error."""
+    with contextlib.suppress(OSError):  # standard error may be a file on a full disk
         print(f"rsnn_fmnist: warning: {message}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM become a flag that the loop reads between two batches.
+"""SIGINT and SIGTERM as a flag that the training loop reads between two batches.
 
-A second signal stops at once, unless it comes within a second of the first: a terminal, a scheduler
-and a launcher may each pass on the same wish. Signals reach only the main thread; elsewhere (a
-notebook's worker, a test) nothing is installed.
+A second signal stops the process at once, unless it comes within a second of the first: a terminal,
+a scheduler and a launcher may each send one for the same reason. Python installs handlers in the
+main thread only; in another thread (a notebook's, a test's) nothing is installed.
 """
 
 import signal
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)  # nobody reads standard output any more
+BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)  # standard output was closed by its reader
 STOPPING = tuple(s for s in (signal.SIGINT, getattr(signal, "SIGTERM", None)) if s is not None)
-WISHES = (*STOPPING, BROKEN_PIPE)
-ECHO = 1.0  # seconds after the first signal in which another one is the same wish
+REASONS = (*STOPPING, BROKEN_PIPE)  # to stop a run
+ECHO = 1.0  # seconds after the first signal in which another one counts as the same
 
 
 class InterruptedRunError(Exception):
-    """The run was asked to stop; its checkpoint is saved by the time this reaches cli.py."""
+    """A signal stopped the run; where there was something to save, it is saved by now."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name if signum != BROKEN_PIPE else "SIGPIPE")
@@ -28,11 +28,12 @@ class InterruptedRunError(Exception):
 
 
 class Interrupt:
-    """While entered, remembers the first signal in `signum`.
+    """Remembers the first signal while entered.
 
     Attributes:
-        shared: other processes take part in the run, and all stop at the same place; a signal
-            counts when all have heard of it.
+        signum: the signal; None: none yet.
+        shared: several processes train the run and stop after the same batch: a signal counts
+            once it has reached all of them, by `agree`.
     """
 
     def __init__(self) -> None:
@@ -53,28 +54,28 @@ class Interrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._give_back()
+        self._restore()
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum, self._when = signum, time.monotonic()
         elif time.monotonic() - self._when >= ECHO:
-            self._give_back()
+            self._restore()
             signal.raise_signal(signum)
 
-    def _give_back(self) -> None:
+    def _restore(self) -> None:
         for s, handler in self._before.items():
             signal.signal(s, handler)  # type: ignore[arg-type]
 
     def check(self) -> None:
-        """Raises InterruptedRunError when a signal has come."""
+        """Raise InterruptedRunError where a signal has been received."""
         signum = self._agreed if self.shared else self.signum
         if signum is not None:
             raise InterruptedRunError(signum)
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Where others take part, a stop asked for inside waits until all have heard of it."""
+    def postponed(self) -> Iterator[None]:
+        """With several processes, a stop raised inside is kept until all of them know of it."""
         try:
             yield
         except InterruptedRunError as stop:
@@ -84,11 +85,11 @@ class Interrupt:
                 self.signum, self._when = stop.signum, time.monotonic()
 
     def flags(self) -> list[int]:
-        """What has come, for each of WISHES: 1 or 0."""
-        return [int(self.signum == s) for s in WISHES]
+        """For each of REASONS, 1 where it has occurred here, else 0."""
+        return [int(self.signum == s) for s in REASONS]
 
-    def hear(self, counts: Iterable[float]) -> None:
-        """Take in how many processes each of WISHES has come to."""
-        for s, count in zip(WISHES, counts, strict=True):
+    def agree(self, counts: Iterable[float]) -> None:
+        """Take in, for each of REASONS, in how many processes it has occurred."""
+        for s, count in zip(REASONS, counts, strict=True):
             if count and self._agreed is None:
                 self._agreed = s

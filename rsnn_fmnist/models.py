@@ -1,27 +1,34 @@
-"""The registry of models, and the three networks of the experiment.
+"""The registry of models, the three networks of the experiment, and building the one of a run.
 
 A model is any module from pictures [N, H, W] or [N, 1, H, W] to scores [N, 10]. The three here
-read a picture's columns from left to right as time steps and answer with firing rates. A user's
-own model is registered the same way, from the user's own file (--models-file).
+read a picture's columns from left to right as time steps; their scores are firing rates. A user's
+own model is registered in the same way, from the user's own file (--models-file).
 """
 
+import importlib.util
 import inspect
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import config
+from .arguments import closest
+from .config import Experiment
+from .data.pictures import CLASSES, SIDE
+from .errors import RunError, UsageError
 from .spiking import IF, SURROGATES, LinearRecurrentContainer, SynapseFilter
-
-PIXELS, CLASSES = 28, 10  # a column's pixels and the classes of FashionMNIST
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Enter a function that builds a model under `name`, for --model.
+    """Register a function that builds a model, under `name` for --model.
 
     Raises:
         ValueError: the name is taken.
@@ -37,7 +44,7 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
 
 
 def options(name: str) -> set[str]:
-    """The names of the options that the model takes: those of its factory's parameters."""
+    """The names of the options that a model takes: its factory's parameters."""
     return set(inspect.signature(_factory(name)).parameters)
 
 
@@ -58,10 +65,13 @@ def _factory(name: str) -> Callable[..., nn.Module]:
 
 
 class ColumnReader(nn.Sequential):
-    """Layers over time that read a picture column by column.
+    """A Sequential over time that reads a picture column by column.
 
-    x [N, H, W] or [N, 1, H, W] -> rates [N, classes]: the width is read as time, one column of H
-    pixels a step, and the spikes of the last layer are averaged over it.
+    x [N, H, W] or [N, 1, H, W] -> rates [N, classes]: the width is time, one column of H pixels a
+    step, and the spikes of the last layer are averaged over it.
+
+    A compiled training step (training/compiled_step.py) does not call `forward`, here or in the
+    layers: spiking/kernels/cpu/chain.py computes the same from the weights. Evaluation does.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +101,7 @@ def plain(hidden: int = 32, surrogate: str = "atan", detach_reset: str = "all") 
     detach = detach_reset == "all"
     return ColumnReader(
         OrderedDict(
-            fc1=nn.Linear(PIXELS, hidden),
+            fc1=nn.Linear(SIDE, hidden),
             sn1=neurons(surrogate, detach),
             fc2=nn.Linear(hidden, CLASSES),
             sn2=neurons(surrogate, detach),
@@ -101,13 +111,13 @@ def plain(hidden: int = 32, surrogate: str = "atan", detach_reset: str = "all") 
 
 @register("feedback")
 def feedback(hidden: int = 32, surrogate: str = "atan", detach_reset: str = "all") -> nn.Module:
-    """The hidden spikes return one step later through a linear layer. 3,338 parameters at
-    hidden = 32; arguments as `plain`.
+    """A linear layer feeds the hidden spikes back one step later. 3,338 parameters at hidden = 32;
+    arguments as `plain`.
     """
     recurrent = neurons(surrogate, detach_reset != "none")
     return ColumnReader(
         OrderedDict(
-            fc1=nn.Linear(PIXELS, hidden),
+            fc1=nn.Linear(SIDE, hidden),
             sn1=LinearRecurrentContainer(recurrent, hidden, hidden),
             fc2=nn.Linear(hidden, CLASSES),
             sn2=neurons(surrogate, detach_reset == "all"),
@@ -119,16 +129,102 @@ def feedback(hidden: int = 32, surrogate: str = "atan", detach_reset: str = "all
 def stateful_synapse(
     hidden: int = 32, surrogate: str = "atan", detach_reset: str = "all"
 ) -> nn.Module:
-    """The hidden spikes pass a filter that remembers them. 1,259 parameters at hidden = 32;
-    arguments as `plain`.
+    """A low-pass filter follows the hidden spikes. 1,259 parameters at hidden = 32; arguments as
+    `plain`.
     """
     detach = detach_reset == "all"
     return ColumnReader(
         OrderedDict(
-            fc1=nn.Linear(PIXELS, hidden),
+            fc1=nn.Linear(SIDE, hidden),
             sn1=neurons(surrogate, detach),
             sy1=SynapseFilter(tau=2.0, learnable=True),
             fc2=nn.Linear(hidden, CLASSES),
             sn2=neurons(surrogate, detach),
         )
     )
+
+
+def import_models(path: Path) -> None:
+    """Run a user's file, which registers models.
+
+    Raises:
+        UsageError: no such file.
+        RunError: it fails.
+    """
+    if not path.is_file():
+        raise UsageError(f"--models-file {path}: no such file")
+    try:
+        spec = importlib.util.spec_from_file_location(f"models_file_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise ImportError("not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        sys.path.insert(0, str(path.resolve().parent))  # for what it imports from its own folder
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's file may raise anything
+        raise RunError(f"--models-file {path}: {type(error).__name__}: {error}") from error
+
+
+def check_registered(name: str) -> None:
+    """Raise UsageError for no model, or one that is not registered."""
+    names = ", ".join(MODELS)
+    if not name:
+        raise UsageError(f"--model is required: {names}")
+    if name not in MODELS:
+        raise UsageError(
+            f"--model {name}: not registered (a model of your own takes --models-file); "
+            f"registered: {names}{closest(name, MODELS)}"
+        )
+
+
+def build_model(experiment: Experiment) -> nn.Module:
+    """The experiment's model, with those of its options that the model takes.
+
+    Raises:
+        UsageError: an option differs from its default, but the model does not take it.
+        RunError: the model's own code fails.
+    """
+    takes = options(experiment.model)
+    chosen = {}
+    for name in ("hidden", "surrogate", "detach_reset"):
+        value = getattr(experiment, name)
+        if name in takes:
+            chosen[name] = value
+        elif value != config.FIELDS[name].default:
+            raise UsageError(
+                f"{config.flag(name)} {value}: the model {experiment.model} has no such option"
+            )
+    try:
+        model = build(experiment.model, **chosen)
+    except (Exception, SystemExit) as error:  # a user's model may raise anything
+        raise RunError(f"the model {experiment.model} cannot be built: {error}") from error
+    if not isinstance(model, nn.Module) or not list(model.parameters()):
+        raise RunError(
+            f"the model {experiment.model} is a {type(model).__name__}; it should be a "
+            "torch.nn.Module with parameters to learn"
+        )
+    return model
+
+
+def check_model(
+    name: str, model: nn.Module, device: torch.device, autocast: AbstractContextManager[object]
+) -> None:
+    """Run the model on two blank pictures; leaves the model and torch's random state unchanged.
+
+    Raises:
+        RunError: it fails, or does not return scores [N, 10].
+    """
+    model.eval()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
+        try:
+            scores = model(torch.zeros(2, SIDE, SIDE, device=device))
+        except (Exception, SystemExit) as error:  # a user's model may raise anything
+            raise RunError(f"the model {name} fails on pictures [2, 28, 28]: {error}") from error
+    shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if shape != [2, CLASSES]:
+        raise RunError(
+            f"the model {name} returns {shape} for pictures [2, 28, 28]; it should return scores "
+            f"[2, {CLASSES}]"
+        )
+    if not (scores.is_floating_point() and scores.requires_grad):
+        raise RunError(f"the model {name} returns {scores.dtype} scores that carry no gradient")

@@ -1,9 +1,11 @@
 """What a run is made of: what learns, what it learns from, and how far it has come.
 
-A checkpoint is these two, Session and Progress; nothing else changes while a run trains.
+A checkpoint holds these two, Session and Progress; nothing else changes while a run trains.
 """
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +17,44 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 
 from .config import Experiment
 from .data.loader import Loader
-from .training.step import Precision, Step, Sums
+from .metrics import Sums
 from .world import ALONE, World
 
 Row = dict[str, Any]  # one line of metrics.jsonl
 
 
 @dataclass(frozen=True)
+class Precision:
+    """Automatic mixed precision on a device; dtype None: none, all in full precision."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, device: torch.device) -> "Precision":
+        """As --amp and --amp-dtype say; auto: float16 on CUDA, bfloat16 elsewhere."""
+        if not experiment.amp:
+            return cls(device)
+        if experiment.amp_dtype == "auto":
+            return cls(device, torch.float16 if device.type == "cuda" else torch.bfloat16)
+        return cls(device, getattr(torch, experiment.amp_dtype))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> GradScaler:
+        """Gradient scaling, which only float16 needs: its gradients underflow."""
+        return GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+
+@dataclass(frozen=True)
 class Session:
-    """What learns, and what it learns from."""
+    """What learns, and what it learns from.
+
+    Attributes:
+        graph: --graph: a training step is a graph or compiled where it can be, not eager.
+        world: the processes that share the work.
+    """
 
     experiment: Experiment
     device: torch.device
@@ -35,12 +66,11 @@ class Session:
     train: Loader
     val: Loader | None
     test: Loader
-    whole_step: bool = True  # a training step as one, where the model and the device allow it
-    world: World = ALONE  # the processes that share the work
-    evaluations: dict[Loader, tuple[Step, Sums]] = field(default_factory=dict)  # as far as taken
+    graph: bool = True
+    world: World = ALONE
 
     def close(self) -> None:
-        """End the processes that gather the batches; the session is not to be used afterwards."""
+        """End the loaders' worker processes; do not use the session afterwards."""
         for loader in (self.train, self.val, self.test):
             if loader is not None:
                 loader.close()
@@ -65,7 +95,7 @@ class Progress:
     train_seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
     best: Best | None = None
-    gradient_norm: float | None = None  # see step.gradient_norm; of the last epoch trained
+    gradient_norm: float | None = None  # of the last training batch of the epoch before
 
 
 def open_session(
@@ -74,14 +104,17 @@ def open_session(
     model: nn.Module,
     loaders: tuple[Loader, Loader | None, Loader],
     *,
-    whole_step: bool = True,
+    graph: bool = True,
     world: World = ALONE,
 ) -> Session:
-    """The session of an experiment before its first batch; model is moved to the device."""
+    """The session of an experiment before its first batch; moves the model to the device.
+
+    Args:
+        loaders: of the training, held-out and test pictures.
+    """
     model = model.to(device)
     optimizer = build_optimizer(model, experiment)
-    precision = Precision(device, amp_dtype(experiment, device))
-    scheduler = build_scheduler(optimizer, experiment, experiment.start_epoch)
+    precision = Precision.of(experiment, device)
     train, val, test = loaders
     return Session(
         experiment,
@@ -89,27 +122,41 @@ def open_session(
         precision,
         model,
         optimizer,
-        scheduler,
+        build_scheduler(optimizer, experiment, experiment.start_epoch),
         precision.scaler(),
         train,
         val,
         test,
-        whole_step,
+        graph,
         world,
     )
 
 
+@contextmanager
+def evaluating(session: Session) -> Iterator[None]:
+    """The model in eval mode, in inference mode and autocast; torch's random state is restored."""
+    session.model.eval()
+    devices = [session.device] if session.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(), session.precision.autocast():
+        yield
+
+
 def best_metric(experiment: Experiment) -> str:
-    """What the best epoch is chosen by: held-out pictures where there are some."""
+    """The metric that chooses the best epoch: on held-out pictures where there are some."""
     return "val_acc1" if experiment.val_size else "test_acc1"
 
 
-def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
-    """torch's own, fused: one call for all parameters, which a CUDA graph can hold.
+def best_row(experiment: Experiment, rows: Sequence[Row]) -> Row:
+    """The row of the best epoch; the first of equals."""
+    return max(rows, key=lambda row: (row[best_metric(experiment)], -row["epoch"]))
 
-    SGD's momentum begins at 0, which gives the first step that torch's own beginning gives. torch
-    would make it in the first step, and where gradient scaling skips that, leave it as the memory
-    was.
+
+def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
+    """One of torch's optimizers, fused: one call for all parameters, which a CUDA graph can hold.
+
+    SGD's momentum starts as zeros, which gives the same first step as torch's own start. torch
+    would allocate it in the first step and, where gradient scaling skips that step, leave it
+    uninitialised.
     """
     lr, weight_decay = experiment.lr, experiment.weight_decay
     if experiment.opt == "adam":
@@ -122,7 +169,7 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
 
 
 def build_scheduler(optimizer: Optimizer, experiment: Experiment, epoch: int) -> LRScheduler:
-    """The schedule, set to what it is when `epoch` epochs have passed."""
+    """The learning rate schedule after `epoch` epochs."""
     scheduler: LRScheduler
     if experiment.lrs == "cosa":
         scheduler = CosineAnnealingLR(optimizer, experiment.cosa_tmax or experiment.epochs)
@@ -136,10 +183,10 @@ def build_scheduler(optimizer: Optimizer, experiment: Experiment, epoch: int) ->
 
 
 def advance(scheduler: LRScheduler) -> None:
-    """Go on to the next epoch's learning rate.
+    """Advance the schedule by one epoch.
 
-    torch warns where the optimizer has not stepped in this process yet, as after a resume at the
-    end of an epoch; here the schedule counts epochs, whoever took their steps.
+    Without torch's warning that the optimizer has not stepped yet: after a resume at the end of an
+    epoch, another process took its steps.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
@@ -147,19 +194,9 @@ def advance(scheduler: LRScheduler) -> None:
 
 
 def take_schedule(session: Session, epoch: int) -> None:
-    """Set scheduler and learning rate to what the experiment's schedule is at `epoch`."""
+    """Set scheduler and learning rate to the experiment's schedule at `epoch`."""
     other = build_optimizer(session.model, session.experiment)
     scheduler = build_scheduler(other, session.experiment, epoch)
     session.scheduler.load_state_dict(scheduler.state_dict())
     for group, rate in zip(session.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
-
-
-def amp_dtype(experiment: Experiment, device: torch.device) -> torch.dtype | None:
-    """The precision of --amp, None without it; by itself float16 on CUDA, bfloat16 elsewhere."""
-    if not experiment.amp:
-        return None
-    if experiment.amp_dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, experiment.amp_dtype)
-    return dtype

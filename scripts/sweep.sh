@@ -174,7 +174,7 @@ settle() { # SLOT: the run there has ended
   what="${labels[slot]} after $((SECONDS - since[slot])) s"
   if [ "$status" -eq 0 ]; then
     finished=$((finished + 1))
-    tell finished "$what: $({ grep -F " names " "${logs[slot]}" || true; } | tail -n 1)"
+    tell finished "$what: $({ grep -F " classifies " "${logs[slot]}" || true; } | tail -n 1)"
   elif [ -n "$signal" ] && [ "$status" -gt 128 ]; then
     stopped=$((stopped + 1))
     tell stopped "$what"

@@ -1,9 +1,9 @@
-// As much of CUDA as this package's kernels use, so that g++ compiles the very .cu files: one, with
-// what it includes, for each library.
+// As much of CUDA as this package's kernels use, so that g++ compiles the .cu files unchanged, each
+// into a library of its own.
 //
-// One std::thread for each CUDA thread; the blocks of a grid run one after another. Dynamic shared
-// memory only (`extern __shared__ double shared_memory[]`), no warp functions, no atomics. Nothing
-// is fast here: launch a few threads.
+// A CUDA thread is a std::thread; the blocks of a grid run one after another. Shared memory is
+// dynamic only (`extern __shared__ double shared_memory[]`); warp functions and atomics are left
+// out. It is slow: launch few threads.
 #pragma once
 
 #include <barrier>
@@ -30,7 +30,7 @@ struct Index {
 static thread_local Index threadIdx;
 static Index blockIdx, blockDim, gridDim;  // the same for all threads of a block
 static std::barrier<> *of_block;
-double shared_memory[1 << 15];  // of the block that runs
+double shared_memory[1 << 15];  // of the running block
 
 inline void __syncthreads() { of_block->arrive_and_wait(); }
 
@@ -38,8 +38,8 @@ inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits);
 
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 
-// Run kernel(*arguments[0], *arguments[1], ...) on `grid` blocks of (columns, rows) threads, with
-// shared memory full of what an earlier block may have left there.
+// Run kernel(*arguments[0], *arguments[1], ...) on `grid` blocks of (columns, rows) threads. Shared
+// memory is filled with NaN before each block, since a kernel must not rely on its contents.
 template <typename... A, std::size_t... I>
 void run_kernel(void (*kernel)(A...), unsigned grid, unsigned columns, unsigned rows,
                 void **arguments, std::index_sequence<I...>) {
@@ -54,7 +54,7 @@ void run_kernel(void (*kernel)(A...), unsigned grid, unsigned columns, unsigned 
             threads.emplace_back([=] {
                 threadIdx = {thread % columns, thread / columns, 0};
                 kernel(*static_cast<std::remove_reference_t<A> *>(arguments[I])...);
-                of_block->arrive_and_drop();  // the others wait no longer for a thread that returned
+                of_block->arrive_and_drop();  // the others no longer wait for this thread
             });
         for (std::thread &thread : threads) thread.join();
     }

@@ -52,7 +52,7 @@ from rsnn_fmnist.errors import UsageError
         ("--tb-pictures often", "--tb-pictures often: not a whole number"),
     ],
 )
-def test_flags_out_of_range_are_named(arguments: str, words: str) -> None:
+def test_wrong_flags_are_reported(arguments: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         cli.parse(arguments.split())
     assert words in str(caught.value)
@@ -69,7 +69,7 @@ def test_flags_out_of_range_are_named(arguments: str, words: str) -> None:
         ("--tb-pictures 3 --tb", 3, True),
     ],
 )
-def test_figures_are_every_ten_epochs_unless_said(
+def test_figures_are_drawn_every_ten_epochs_by_default(
     arguments: str, every: int | None, events: bool
 ) -> None:
     machine = config.from_settings(Machine, cli.parse(arguments.split()))
@@ -94,7 +94,7 @@ def test_every_setting_has_a_flag_that_sets_it() -> None:
             assert cli.parse([config.flag(name), text]) == {name: kind(text)}
 
 
-def test_the_seeds_spellings() -> None:
+def test_the_tutorials_flags_are_accepted() -> None:
     line = (
         "--data-path /raid/data --tb --device cpu --amp --model plain -b 256 -j 4 --opt SGD "
         "--lrs None --wd 0 --momentum 0.9 --cosa-tmax 90 --output-dir logs --start-epoch 0"
@@ -106,7 +106,7 @@ def test_the_seeds_spellings() -> None:
     assert settings["weight_decay"] == 0
 
 
-def test_defaults_are_the_experiments() -> None:
+def test_defaults_are_the_tutorials() -> None:
     e = Experiment()
     assert (e.batch_size, e.epochs, e.opt, e.lr, e.momentum, e.weight_decay) == (
         128, 90, "sgd", 0.1, 0.9, 0,
@@ -129,20 +129,20 @@ def write(folder: Path, text: str) -> Path:
         ("epochs = 1.5", "must be a whole number"),
         ("epochs = true", "must be a whole number"),
         ('amp = "yes"', "must be true or false"),
-        ("model = 3", "must be a text"),
+        ("model = 3", "must be a string"),
         ("epochs = 0", "must be at least 1"),
         ("lr = nan", "must be finite"),
-        ("epochs = ", "broken TOML"),
+        ("epochs = ", "not valid TOML"),
         ("[experiment]\nepochs = 3", "unknown setting 'experiment'"),
     ],
 )
-def test_mistakes_in_toml_are_named(tmp_path: Path, text: str, words: str) -> None:
+def test_mistakes_in_toml_are_reported(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         config.read_toml(write(tmp_path, text))
     assert words in str(caught.value)
 
 
-def test_toml_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+def test_toml_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         config.read_toml(tmp_path / "none.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
@@ -152,7 +152,7 @@ def test_toml_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         config.read_toml(tmp_path)
 
 
-def test_an_experiment_survives_toml(tmp_path: Path) -> None:
+def test_an_experiment_is_the_same_after_toml(tmp_path: Path) -> None:
     experiment = Experiment(
         model='my "model"', epochs=3, lr=1e-05, amp=True, cosa_tmax=7, normalize=False, opt="adam"
     )
@@ -186,8 +186,8 @@ def test_run_names(experiment: Experiment, name: str) -> None:
     assert config.run_name(experiment) == name
 
 
-def test_every_difference_shows_in_the_name() -> None:
-    """Two experiments never share a directory: each setting away from its default changes it."""
+def test_every_setting_changes_the_name() -> None:
+    """So that two experiments never share a directory."""
     base = config.run_name(Experiment(model="plain"))
     other = {int: 11, float: 0.25, str: "other"}
     for field in dataclasses.fields(Experiment):
@@ -198,10 +198,10 @@ def test_every_difference_shows_in_the_name() -> None:
         assert config.differences(changed, Experiment(model="plain")) == [field.name]
 
 
-def test_settings_that_contradict_each_other() -> None:
+def test_contradicting_settings_are_refused() -> None:
     with pytest.raises(UsageError, match="must be below --epochs 5"):
         config.check_together(Experiment(epochs=5, start_epoch=5), Machine())
-    with pytest.raises(UsageError, match="nothing to keep"):
+    with pytest.raises(UsageError, match="never cached"):
         config.check_together(Experiment(dataset="synthetic"), Machine(cache_dataset=True))
 
 
@@ -211,3 +211,21 @@ def test_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSNN_FMNIST_DATA", "/pictures")
     assert Machine().data_root() == Path("/pictures")
     assert Machine(data_path="here").data_root() == Path("here")
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("model", ["plain", "feedback", "stateful-synapse"])
+def test_configs_hold_the_settings_of_the_tutorials_editions(model: str) -> None:
+    first = config.from_settings(Experiment, config.read_toml(CONFIGS / f"{model}.toml"))
+    assert first == Experiment(model=model)
+    second = config.from_settings(Experiment, config.read_toml(CONFIGS / f"2022-{model}.toml"))
+    assert config.differences(second, first) == [
+        "normalize",
+        "detach_reset",
+        "epochs",
+        "batch_size",
+    ]
+    assert (second.epochs, second.batch_size, second.normalize) == (64, 256, False)
+    assert second.detach_reset == "recurrent"

@@ -1,4 +1,4 @@
-"""NVRTC compiles every kernel for every storage and several devices; no GPU is needed for that."""
+"""NVRTC compiles every kernel for every storage and for several devices, without a GPU."""
 
 import re
 
@@ -17,11 +17,11 @@ nvrtc = pytest.importorskip(
     "cuda.bindings.nvrtc", reason="cuda.bindings comes with a CUDA build of torch"
 )
 CAPABILITIES = ("75", "80", "90")  # Turing, Ampere, Hopper; CUDA 13 no longer knows 70
-MOST_SPILLED = 32  # bytes a thread, of registers that a kernel is short of
+MOST_SPILLED = 32  # bytes of registers that a thread may spill to memory
 
 
 def done(result: tuple) -> tuple:
-    """What a call of NVRTC answers, after its error code."""
+    """What a call of NVRTC returns behind its error code, which has to be success."""
     assert result[0] == nvrtc.nvrtcResult.NVRTC_SUCCESS, result[0]
     return result[1:]
 
@@ -54,7 +54,7 @@ def test_every_variant_compiles(file: str, storage: torch.dtype, capability: str
     done(nvrtc.nvrtcDestroyProgram(program))
 
 
-def test_the_kernels_have_no_floating_point_atomics_and_no_headers_of_others() -> None:
+def test_the_kernels_use_no_atomics_and_include_no_system_headers() -> None:
     for path in SOURCES.glob("*.cu*"):
         text = path.read_text(encoding="utf-8")
         assert "atomic" not in text

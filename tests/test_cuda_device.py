@@ -1,5 +1,6 @@
-"""The CUDA kernels on a CUDA device, against the torch reference there, and the step as a CUDA
-graph against the eager one; needs CuPy.
+"""On a CUDA device: the kernels against the torch reference, and graph steps against eager ones.
+
+These tests need CuPy.
 """
 
 from collections.abc import Callable
@@ -9,18 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_captured import (
+from helpers.graph_steps import (
     PICTURES,
     WAITS,
     Regularised,
     built,
-    command,
+    graph_command,
     open_model,
-    run_module,
     train,
 )
-from test_checkpoint import same
-from test_cuda_emulation import (
+from helpers.kernel_cases import (
     ALL_SURROGATES,
     DTYPES,
     NEURONS,
@@ -31,7 +30,7 @@ from test_cuda_emulation import (
     recurrent_inputs,
     sequence_functions,
 )
-from test_resume import StopAfter, final
+from helpers.runs import final, same, stop
 from torch import Tensor, nn
 
 from rsnn_fmnist import cli, models
@@ -42,7 +41,7 @@ from rsnn_fmnist.spiking.synapse import filter_sequence
 from rsnn_fmnist.storage import checkpoint
 from rsnn_fmnist.training import cuda_graph
 from rsnn_fmnist.training.cuda_graph import WARM_UP, CudaGraph
-from rsnn_fmnist.training.step import evaluation
+from rsnn_fmnist.training.step import Evaluation
 
 pytestmark = pytest.mark.cuda
 
@@ -129,9 +128,9 @@ def test_a_kernel_waits_for_its_stream(device: torch.device) -> None:
     v = torch.zeros(1 << 20, device=device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # what comes later on the stream has to wait
+        torch.cuda._sleep(50_000_000)  # what follows on the stream has to wait
         x.fill_(2.0)
-        s, _ = sequences.if_sequence(x, v, **IF().settings())
+        s, _ = sequences.neuron_sequence(x, v, neuron=IF().settings())
     stream.synchronize()
     assert bool(s.all())
 
@@ -155,14 +154,14 @@ def test_a_graph_replays_forward_and_backward(name: str, amp: bool, device: torc
     with torch.autocast("cuda", torch.bfloat16, enabled=amp, cache_enabled=False):
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # compiles, and launches everything once
+        with torch.cuda.stream(side):  # compiles, and launches every kernel once
             step()
         torch.cuda.current_stream(device).wait_stream(side)
         model.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             loss = step()
-        with torch.no_grad():  # a replay reads what is there then, the learnt k too
+        with torch.no_grad():  # a replay reads the present values, the learnt k included
             pictures.copy_(torch.randn_like(pictures))
             for parameter in model.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))
@@ -206,7 +205,7 @@ def test_graph_and_eager_give_the_same_numbers(
     settings: dict[str, Any] = {"opt": opt, "lr": 0.1 if opt == "sgd" else 0.01}
     settings |= {"amp": bool(amp), "amp_dtype": amp or "auto"}
     settings |= {"device": device, "backend": backend}
-    eager = train(lambda: built(name), 20, whole_step=False, **settings)
+    eager = train(lambda: built(name), 20, graph=False, **settings)
     assert not replays
     replayed = train(lambda: built(name), 20, **settings)
     assert len(replays) == 20 - WARM_UP
@@ -214,10 +213,10 @@ def test_graph_and_eager_give_the_same_numbers(
         assert torch.equal(got, want)
 
 
-def test_random_numbers_and_buffers_go_on(device: torch.device, replays: list[CudaGraph]) -> None:
-    eager, replayed = (
-        train(Regularised, 9, whole_step=whole, device=device) for whole in (False, True)
-    )
+def test_random_numbers_and_buffers_are_those_of_eager_steps(
+    device: torch.device, replays: list[CudaGraph]
+) -> None:
+    eager, replayed = (train(Regularised, 9, graph=graph, device=device) for graph in (False, True))
     assert len(replays) == 9 - WARM_UP
     for got, want in zip(replayed, eager, strict=True):
         assert torch.equal(got, want)
@@ -228,13 +227,14 @@ def test_an_evaluation_is_captured_once_for_all_passes(
     name: str, device: torch.device, replays: list[CudaGraph]
 ) -> None:
     found = []
-    for whole_step in (False, True):
-        session = open_model(built(name), device=device, backend="cupy", whole_step=whole_step)
+    for graph in (False, True):
+        session = open_model(built(name), device=device, backend="cupy", graph=graph)
+        evaluation = Evaluation(session, session.test)
         for _ in range(3):
-            step, sums = evaluation(session, session.test)
+            evaluation.sums.reset()
             for indices in torch.arange(PICTURES, device=device).split(40):
-                step((indices,))
-        found.append(sums.totals)
+                evaluation(indices)
+        found.append(evaluation.sums.totals)
     assert len(replays) == 3 * 2 - WARM_UP
     assert torch.equal(*found)
 
@@ -249,20 +249,19 @@ def test_an_evaluation_is_captured_once_for_all_passes(
         "-j 2 --val-size 100",
     ],
 )
-def test_a_run_is_the_eager_one_also_when_resumed(
-    tmp_path: Path, flags: str, monkeypatch: pytest.MonkeyPatch, replays: list[CudaGraph]
+def test_a_run_equals_the_eager_one_also_when_resumed(
+    tmp_path: Path, flags: str, replays: list[CudaGraph]
 ) -> None:
-    """10 batches an epoch; stopped in the first before the capture, in the second after it."""
+    """10 batches an epoch; the stops are before the capture and, in the second epoch, after it."""
     flags = f"{flags} --device cuda --backend cupy"
-    assert cli.main(command(tmp_path / "eager", f"{flags} --no-graph")) == 0
+    assert cli.main(graph_command(tmp_path / "eager", f"{flags} --no-graph")) == 0
     assert not replays
-    assert cli.main(command(tmp_path / "graph", flags)) == 0
+    assert cli.main(graph_command(tmp_path / "graph", flags)) == 0
     assert len(replays) > 10
-    for looks in (2, 14):
-        with monkeypatch.context() as patch:
-            patch.setattr(run_module, "Interrupt", lambda looks=looks: StopAfter(looks))
-            assert cli.main(command(tmp_path / "resumed", f"{flags} --resume auto")) == 130
-    assert cli.main(command(tmp_path / "resumed", f"{flags} --resume auto")) == 0
+    for checks in (2, 14):
+        resumed = graph_command(tmp_path / "resumed", f"{flags} --resume auto")
+        assert stop(resumed, after=checks) == 130
+    assert cli.main(graph_command(tmp_path / "resumed", f"{flags} --resume auto")) == 0
     eager = final(tmp_path / "eager")
     assert same(final(tmp_path / "graph"), eager)
     assert same(final(tmp_path / "resumed"), eager)
@@ -276,9 +275,9 @@ def test_a_run_moves_between_devices(
 ) -> None:
     first, second = order
     flags = f"--opt {opt} --lr 0.01 --backend auto"
-    assert cli.main(command(tmp_path, f"{flags} --device {first} --epochs 1")) == 0
+    assert cli.main(graph_command(tmp_path, f"{flags} --device {first} --epochs 1")) == 0
     again = f"{flags} --device {second} --epochs 2 --resume auto"
-    assert cli.main(command(tmp_path, again)) == 0
+    assert cli.main(graph_command(tmp_path, again)) == 0
     assert replays
     content = checkpoint.load(tmp_path / "run" / "latest.pt")
     (group,) = content["optimizer"]["param_groups"]
@@ -287,7 +286,7 @@ def test_a_run_moves_between_devices(
 
 
 @pytest.mark.usefixtures("small_synthetic")
-def test_a_model_that_cannot_be_captured_trains_as_without_graphs(
+def test_a_model_that_cannot_be_captured_trains_eagerly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, replays: list[CudaGraph]
 ) -> None:
     monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
@@ -295,21 +294,21 @@ def test_a_model_that_cannot_be_captured_trains_as_without_graphs(
     name = "waiting-for-the-device"
     flags = f"--models-file {tmp_path / 'mine.py'} --model {name} --lr 0.01 --device cuda"
     for folder, graph in (("eager", "--no-graph"), ("graph", "--graph")):
-        assert cli.main(command(tmp_path / folder, f"{flags} {graph}")) == 0
+        assert cli.main(graph_command(tmp_path / folder, f"{flags} {graph}")) == 0
         models.MODELS.pop(name)
-        told = capsys.readouterr().err.splitlines()
-        assert len(told) == (graph == "--graph")
-    assert "(it waits for the device in mine.py, line 8): it goes layer by layer" in told[0]
+        warnings = capsys.readouterr().err.splitlines()
+        assert len(warnings) == (graph == "--graph")
+    assert "(it waits for the device in mine.py, line 8): it is eager" in warnings[0]
     assert not replays
     assert same(final(tmp_path / "graph"), final(tmp_path / "eager"))
 
 
 @pytest.mark.filterwarnings("ignore:called a synchronizing CUDA operation")
-def test_a_capture_that_fails_is_got_over(
+def test_after_a_failed_capture_steps_are_eager(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Though nobody foresaw it: steps, and random numbers, go on on the stream of before."""
-    monkeypatch.setattr(cuda_graph, "SYNCHRONISES", "nothing of the kind")
+    """The obstacle is not found beforehand: steps continue on the previous stream, and as eager."""
+    monkeypatch.setattr(cuda_graph, "SYNCHRONISES", "no such warning")
 
     class Waiting(Regularised):
         def forward(self, x: Tensor) -> Tensor:
@@ -317,9 +316,9 @@ def test_a_capture_that_fails_is_got_over(
 
     stream = torch.cuda.current_stream(device)
     eager, failed = (
-        train(Waiting, 9, whole_step=whole, device=device, lr=0.01) for whole in (False, True)
+        train(Waiting, 9, graph=graph, device=device, lr=0.01) for graph in (False, True)
     )
     assert torch.cuda.current_stream(device) == stream
-    assert "cannot be one graph" in capsys.readouterr().err
+    assert "cannot be a graph" in capsys.readouterr().err
     for got, want in zip(failed, eager, strict=True):
         assert torch.equal(got, want)

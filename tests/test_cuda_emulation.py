@@ -1,8 +1,8 @@
-"""The very CUDA sources, compiled by g++ over `cuda_on_cpu.hpp`, against the torch reference.
+"""The CUDA sources, compiled for the CPU by g++ with `cuda_on_cpu.hpp`, and the torch reference.
 
-Everything of the backend runs but CuPy: `launch.launch` is replaced by a call of the compiled
-libraries, with as few threads a block as a test likes. Where numbers are dyadic every format holds
-them exactly, and outputs are compared by equality.
+Everything of the backend runs except CuPy: `launch.launch` is replaced by calls of the compiled
+libraries, with few threads a block. Where inputs are dyadic, all formats hold them exactly, and
+outputs are compared by equality.
 """
 
 import ctypes
@@ -12,36 +12,46 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import test_golden
 import torch
+from helpers.golden_cases import (
+    GOLDEN_NEURONS,
+    NETWORKS,
+    Golden,
+    check_filter,
+    check_network,
+    check_neuron,
+)
+from helpers.kernel_cases import (
+    ALL_SURROGATES,
+    DTYPES,
+    NEURONS,
+    RESETS,
+    compare,
+    dyadic,
+    recurrent_functions,
+    recurrent_inputs,
+    sequence_functions,
+)
 from torch import Tensor
 
-from rsnn_fmnist.run import choose_backend
-from rsnn_fmnist.spiking import IF, LIF, SURROGATES, LinearRecurrentContainer, Surrogate, backend
+from rsnn_fmnist.device import choose_backend
+from rsnn_fmnist.spiking import IF, LIF, LinearRecurrentContainer, backend
 from rsnn_fmnist.spiking.backend import BackendUnavailableError
 from rsnn_fmnist.spiking.kernels.cuda import functions, launch, sequences
 from rsnn_fmnist.spiking.kernels.cuda.launch import KERNELS, SOURCES, STORAGE, Limits
-from rsnn_fmnist.spiking.neuron import Neuron
+from rsnn_fmnist.spiking.neuron import Neuron, neuron_sequence
 from rsnn_fmnist.spiking.recurrent import linear_recurrent_sequence
 from rsnn_fmnist.spiking.synapse import filter_sequence
 from rsnn_fmnist.storage import provenance
 
-DTYPES = list(STORAGE)
-TOLERANCE = {  # of gradients, which are stored in the dtype
-    torch.float64: 1e-10,
-    torch.float32: 1e-5,
-    torch.float16: 2e-3,
-    torch.bfloat16: 2e-2,
-}
 SPACE = 1 << 17
-LIMITS = {  # of a device -> SAMPLES, STAGED in recurrent.cu
+LIMITS = {  # SAMPLES, STAGED in recurrent.cu -> a device that leads to them
     "4, true": Limits(multiprocessors=1, shared_bytes=SPACE),
     "1, true": Limits(multiprocessors=1000, shared_bytes=SPACE),
     "4, false": Limits(multiprocessors=1, shared_bytes=0),
@@ -108,7 +118,7 @@ def call(function: Any, grid: int, block: tuple[int, int], *arguments: Any) -> N
 
 @pytest.fixture
 def launched(libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Kernels run on the CPU, in blocks of few threads; the names of those that have run."""
+    """Kernels run on the CPU, in blocks of few threads; the list names those that have run."""
     names = []
 
     def emulated(
@@ -128,84 +138,6 @@ def launched(libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(launch, "limits", lambda device: LIMITS["1, true"])
     monkeypatch.setattr(functions, "THREADS", 8)
     return names
-
-
-def dyadic(*shape: int, low: int, high: int, seed: int = 0) -> Tensor:
-    """Random eighths in [low, high)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(8 * low, 8 * high, shape, generator=generator).double() / 8
-
-
-def assert_alike(kernel: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    """Within the dtype's tolerance of what the reference computes in float64."""
-    bound = TOLERANCE[dtype]
-    atol = bound * max(1.0, exact.abs().max().item() if exact.numel() else 1.0)
-    torch.testing.assert_close(kernel.double(), exact, rtol=bound, atol=atol)
-
-
-def outputs_and_gradients(
-    run: Callable[..., Any], inputs: dict[str, Tensor], dtypes: dict[str, torch.dtype]
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """run(**inputs as leaves of the dtypes) -> outputs, and gradients of a random weighting."""
-    leaves = {n: x.clone().to(dtypes[n]).requires_grad_() for n, x in inputs.items()}
-    outputs = run(**leaves)
-    generator = torch.Generator().manual_seed(7)
-    weights = [torch.randn(output.shape, generator=generator).half() for output in outputs]
-    weighted = [
-        (output.double() * weight.to(output.device)).sum()
-        for output, weight in zip(outputs, weights, strict=True)
-    ]
-    torch.stack(weighted).sum().backward()
-    return outputs, {name: leaf.grad for name, leaf in leaves.items()}
-
-
-def compare(
-    reference: Callable[..., Any],
-    kernel: Callable[..., Any],
-    inputs: dict[str, Tensor],
-    dtype: torch.dtype,
-    state: tuple[str, ...] = (),
-) -> list[Tensor]:
-    """Outputs equal the reference's in the same dtypes, gradients are like its in float64.
-
-    `state` names the inputs that are in float32 at least.
-    """
-    dtypes = {n: torch.promote_types(dtype, torch.float32) if n in state else dtype for n in inputs}
-    outputs, gradients = outputs_and_gradients(kernel, inputs, dtypes)
-    expected, _ = outputs_and_gradients(reference, inputs, dtypes)
-    for output, want in zip(outputs, expected, strict=True):
-        assert output.dtype == want.dtype
-        assert torch.equal(output, want)
-    wide = dict.fromkeys(inputs, torch.float64)
-    for name, exact in outputs_and_gradients(reference, inputs, wide)[1].items():
-        assert gradients[name].dtype == dtypes[name]
-        assert_alike(gradients[name], exact, dtype)
-    return outputs
-
-
-@dataclass(frozen=True)
-class OwnSurrogate(Surrogate):
-    """A user's: the kernels do not know its slope."""
-
-    alpha: float = 1.5
-    name = "own"
-
-    def slope(self, u: Tensor) -> Tensor:
-        return self.alpha / (1 + self.alpha * u.abs())
-
-
-ALL_SURROGATES = {**SURROGATES, "own": OwnSurrogate}
-RESETS = {"hard": -0.5, "soft": None}
-NEURONS: list[type[Neuron]] = [IF, LIF]
-
-
-def sequence_functions(layer: Neuron) -> list[Callable[..., Any]]:
-    """The reference and the kernel of a layer, of (x, v) only."""
-    reference = layer.sequence_function
-    kernel = getattr(sequences, reference.__name__)
-    return [
-        lambda x, v, f=function: f(x, v, **layer.settings()) for function in (reference, kernel)
-    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -237,7 +169,7 @@ def test_neurons(
 def test_leaky_neurons_are_rounded_as_the_reference(
     tau: float, reset: str, dtype: torch.dtype, launched: list[str]
 ) -> None:
-    """Charges that no format holds exactly: equal at every step, and so are the spikes."""
+    """Charges that no format holds exactly are equal at every step, and so are the spikes."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(28, 200, generator=generator).mul(tau).to(dtype)
     v = torch.randn(200, generator=generator).to(torch.promote_types(dtype, torch.float32))
@@ -245,11 +177,12 @@ def test_leaky_neurons_are_rounded_as_the_reference(
 
     def run(function: Callable[..., Any]) -> tuple[Tensor, Tensor, Tensor]:
         h: list[Tensor] = []
-        s, last = function(x, v, **layer.settings(), observe=lambda _, charged: h.append(charged))
+        neuron = layer.settings()
+        s, last = function(x, v, neuron=neuron, observe=lambda _, charged: h.append(charged))
         return s, last, torch.cat(h)
 
-    outputs = run(layer.sequence_function)
-    for got, want in zip(run(sequences.lif_sequence), outputs, strict=True):
+    outputs = run(neuron_sequence)
+    for got, want in zip(run(sequences.neuron_sequence), outputs, strict=True):
         assert torch.equal(got, want)
     assert 0.02 < outputs[0].double().mean() < 0.98, "silent or saturated: shows nothing"
 
@@ -266,7 +199,7 @@ def test_neurons_of_any_shape(shape: tuple[int, ...], launched: list[str]) -> No
     compare(*sequence_functions(LIF(tau=4.0)), inputs, torch.float32)
 
 
-def test_neurons_take_views_and_wider_states(launched: list[str]) -> None:
+def test_neurons_accept_views_and_wider_states(launched: list[str]) -> None:
     reference, kernel = sequence_functions(IF())
     x = dyadic(4, 3, 9, low=-1, high=3).permute(2, 0, 1).float()
     for v in (torch.zeros(()), torch.zeros(4, 3, dtype=torch.float64), torch.zeros(3, 4).t()):
@@ -285,20 +218,15 @@ def test_gradients_of_one_output_alone(of: int, launched: list[str]) -> None:
 
 
 def test_potentials_are_kept_only_for_a_gradient_or_an_observer(launched: list[str]) -> None:
-    layer, x = IF(), dyadic(5, 3, low=-1, high=3)
+    neuron, x = IF().settings(), dyadic(5, 3, low=-1, high=3)
     seen: list[Any] = []
     for observe in (None, lambda s, h: seen.append((s, h))):
-        sequences.if_sequence(x, torch.zeros(3), **layer.settings(), observe=observe)
-    s, _, _ = functions.fire(x, torch.zeros(3).double(), cell(layer), keep_h=False)
-    layer.sequence_function(
-        x, torch.zeros(3), **layer.settings(), observe=lambda s, h: seen.append((s, h))
-    )
+        sequences.neuron_sequence(x, torch.zeros(3), neuron=neuron, observe=observe)
+    s, h, _ = functions.fire(x, torch.zeros(3).double(), neuron, keep_h=False)
+    assert h is None
+    neuron_sequence(x, torch.zeros(3), neuron=neuron, observe=lambda s, h: seen.append((s, h)))
     assert torch.equal(seen[0][0], s)
     assert torch.equal(seen[0][1], torch.cat([h for _, h in seen[1:]]))
-
-
-def cell(layer: Neuron) -> functions.Cell:
-    return sequences._cell(**{"tau": None, **layer.settings()})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -330,38 +258,6 @@ def test_filter_with_a_fixed_constant(dtype: torch.dtype, launched: list[str]) -
     )
     with torch.no_grad():
         assert sequences.filter_sequence(x, torch.zeros(5), k=0.5)[0].grad_fn is None
-
-
-def recurrent_functions(
-    sub_module: Neuron, bias: bool = True
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def run(function: Any, x: Tensor, y: Tensor, v: Tensor, weight: Tensor, b: Tensor) -> Any:
-        y_seq, (y, v) = function(
-            x, (y, v), weight=weight, bias=b if bias else None, sub_module=sub_module
-        )
-        return y_seq, y, v, b  # b: it gets a gradient even where there is no bias
-
-    return (
-        lambda **inputs: run(linear_recurrent_sequence, **inputs),
-        lambda **inputs: run(sequences.linear_recurrent_sequence, **inputs),
-    )
-
-
-def recurrent_inputs(steps: int, samples: int, features: int) -> dict[str, Tensor]:
-    """Numbers whose sums even bfloat16 holds."""
-    if features > 16:  # inhibiting as much as exciting
-        generator = torch.Generator().manual_seed(3)
-        weight = torch.randint(-2, 3, (features, 2 * features), generator=generator).double() / 4
-    else:
-        weight = (dyadic(features, 2 * features, low=-1, high=2, seed=3) * 2).round() / 4
-        weight.diagonal().fill_(3)
-    return {
-        "x": (dyadic(steps, samples, features, low=-1, high=2) > 0).double() / 2,
-        "y": (dyadic(samples, features, low=-1, high=1, seed=1) > 0).double() * 0.5,
-        "v": dyadic(samples, features, low=-1, high=1, seed=2),
-        "weight": weight,
-        "b": (dyadic(features, low=0, high=1, seed=4) * 2).round() / 4,
-    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -441,33 +337,33 @@ def test_recurrent_under_autocast(gradients: bool, launched: list[str]) -> None:
 
 @pytest.fixture
 def instead_of_numba(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The CUDA kernels under the name of the backend that a CPU takes."""
+    """The CUDA kernels in place of the backend that runs on a CPU."""
     monkeypatch.setattr(functions, "THREADS", 64)
     monkeypatch.setitem(backend.KERNELS, "numba", ".kernels.cuda.sequences")
     return launched
 
 
-@pytest.mark.parametrize(("case", "name"), test_golden.GOLDEN_NEURONS)
-def test_neurons_equal_the_seeds(
-    case: str, name: str, golden: test_golden.Golden, instead_of_numba: list[str]
+@pytest.mark.parametrize(("case", "name"), GOLDEN_NEURONS)
+def test_neurons_equal_the_golden_ones(
+    case: str, name: str, golden: Golden, instead_of_numba: list[str]
 ) -> None:
-    test_golden.test_neurons(golden, case, name, "numba")
+    check_neuron(golden, case, name, "numba")
     assert len(instead_of_numba) == 2
 
 
 @pytest.mark.parametrize("learnable", [True, False])
-def test_the_filter_equals_the_seeds(
-    learnable: bool, golden: test_golden.Golden, instead_of_numba: list[str]
+def test_the_filter_equals_the_golden_one(
+    learnable: bool, golden: Golden, instead_of_numba: list[str]
 ) -> None:
-    test_golden.test_synapse_filter(golden, learnable, "numba")
+    check_filter(golden, learnable, "numba")
     assert len(instead_of_numba) == 2
 
 
-@pytest.mark.parametrize("name", ["plain", "feedback", "stateful-synapse"])
-def test_networks_equal_the_seeds(
-    name: str, golden: test_golden.Golden, instead_of_numba: list[str]
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_equal_the_golden_ones(
+    name: str, golden: Golden, instead_of_numba: list[str]
 ) -> None:
-    test_golden.test_networks(golden, name, "numba")
+    check_network(golden, name, "numba")
     assert len(instead_of_numba) == (6 if name == "stateful-synapse" else 4)
 
 
@@ -512,7 +408,7 @@ def test_every_width_up_to_the_limit_fits_a_block(dtype: torch.dtype, limits: Li
             assert grid * block[1] * int(shape[0]) >= samples
 
 
-def test_a_training_batch_has_the_whole_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_batch_occupies_the_whole_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for plan in (functions.forward_plan, functions.backward_plan):
         shape, grid, block, _ = plan(32, 128, torch.float32, H200)
         assert shape == "1, true"
@@ -523,7 +419,7 @@ def test_a_training_batch_has_the_whole_device(monkeypatch: pytest.MonkeyPatch) 
 def test_what_the_kernels_refuse() -> None:
     x = torch.zeros(2, 3)
     weight = torch.empty(1025, 2050)
-    assert "1025 wide" in str(sequences.refusal(x, weight=weight, sub_module=IF()))
+    assert "1025 features" in str(sequences.refusal(x, weight=weight, sub_module=IF()))
     assert "k is on meta" in str(sequences.refusal(x, k=torch.zeros((), device="meta")))
     assert "int64" in str(sequences.refusal(x.long()))
     assert sequences.refusal(x, k=torch.zeros(())) is None
@@ -548,7 +444,7 @@ class FakeCupy:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A device, and whatever CuPy a test puts on it."""
+    """torch reports a CUDA device; call the fixture with the CuPy that is installed."""
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
@@ -564,7 +460,7 @@ def forget_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cupy", "says"),
+    ("cupy", "reason"),
     [
         (None, "needs a working CuPy"),
         (FakeCupy(12090), "CuPy is built for CUDA 12, torch for CUDA 13: remove that CuPy"),
@@ -573,19 +469,23 @@ def forget_devices() -> None:
     ],
     ids=["missing", "of another CUDA", "without NVRTC", "without headers"],
 )
-def test_a_cupy_that_does_not_work_is_told_in_a_line(pretended: Any, cupy: Any, says: str) -> None:
+def test_a_cupy_that_does_not_work_is_reported_in_one_line(
+    pretended: Any, cupy: Any, reason: str
+) -> None:
     pretended(cupy)
     device = torch.device("cuda", 0)
-    with pytest.raises(BackendUnavailableError, match=rf"{says}.*rsnn-fmnist\[cuda13\]") as told:
+    with pytest.raises(
+        BackendUnavailableError, match=rf"{reason}.*rsnn-fmnist\[cuda13\]"
+    ) as raised:
         backend.resolve("cupy", device)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
     assert backend.resolve("auto", device) == "torch"
 
 
-def test_a_cupy_that_cannot_be_imported_says_why(
+def test_the_reason_why_cupy_cannot_be_imported(
     pretended: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It raises a page of advice, with the reason far down."""
+    """CuPy raises a page of advice; the reason is the error that caused it."""
     (tmp_path / "cupy.py").write_text(
         "try:\n    raise OSError('libcublas.so.13: no such file')\n"
         "except OSError as error:\n    raise ImportError('\\n======\\nFailed') from error\n"
@@ -624,7 +524,7 @@ def test_info_compiles_every_kernel(
         assert "(too much for it): pip install 'rsnn-fmnist[cuda13]'" in kernels
 
 
-def test_auto_tells_what_keeps_it_from_the_kernels(pretended: Any, capsys: Any) -> None:
+def test_auto_warns_why_it_does_not_use_the_kernels(pretended: Any, capsys: Any) -> None:
     pretended(None)
     device = torch.device("cuda", 0)
     assert choose_backend("torch", device) == "torch"
@@ -635,7 +535,7 @@ def test_auto_tells_what_keeps_it_from_the_kernels(pretended: Any, capsys: Any) 
     assert line.endswith("pip install 'rsnn-fmnist[cuda13]'")
 
 
-def test_auto_takes_a_cupy_that_works(pretended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_a_cupy_that_works(pretended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequences, "missing", lambda device: None)
     assert backend.resolve("auto", torch.device("cuda", 0)) == "cupy"
     assert backend.resolve("torch", torch.device("cuda", 0)) == "torch"

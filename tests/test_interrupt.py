@@ -1,31 +1,54 @@
-"""Signals: the first is remembered, its echo is not a second wish, a later one stops at once."""
+"""Signals: the first is remembered, an echo of it is ignored, a later one stops at once."""
 
 import signal
 
 import pytest
 
 from rsnn_fmnist import interrupt
-from rsnn_fmnist.interrupt import Interrupt, InterruptedRunError
+from rsnn_fmnist.interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 
 
-def test_an_echo_is_not_a_second_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_echo_does_not_count_as_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(interrupt.time, "monotonic", lambda: now)
-    with Interrupt() as asked:
-        asked.check()
+    with Interrupt() as received:
+        received.check()
         signal.raise_signal(signal.SIGINT)
         now += interrupt.ECHO / 2
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(InterruptedRunError, match="SIGINT") as stop:
-            asked.check()
+            received.check()
         assert stop.value.exit_code == 130
         now += interrupt.ECHO
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(s) for s in interrupt.STOPPING]
     with Interrupt():
         assert [signal.getsignal(s) for s in interrupt.STOPPING] != before
     assert [signal.getsignal(s) for s in interrupt.STOPPING] == before
+
+
+def test_of_several_processes_all_must_know_of_a_signal() -> None:
+    with Interrupt() as received:
+        received.shared = True
+        signal.raise_signal(signal.SIGTERM)
+        received.check()
+        assert received.flags() == [0, 1, 0]
+        received.agree([0, 0, 0])
+        received.check()
+        received.agree([0, 2, 1])
+        with pytest.raises(InterruptedRunError, match="SIGTERM"):
+            received.check()
+
+
+def test_of_several_processes_all_must_know_of_a_closed_output() -> None:
+    received = Interrupt()
+    with pytest.raises(InterruptedRunError), received.postponed():
+        raise InterruptedRunError(BROKEN_PIPE)
+    received.shared = True
+    with received.postponed():
+        raise InterruptedRunError(BROKEN_PIPE)
+    assert received.flags() == [0, 0, 1]

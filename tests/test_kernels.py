@@ -1,7 +1,8 @@
 """The CPU kernels compute what their references compute.
 
 Outputs are compared by equality on dyadic inputs, multiples of a power of two, over so few steps
-that float32 holds every potential exactly and no rounding can flip a spike; and in float64.
+that float32 holds every potential exactly and no rounding can flip a spike. Other inputs are
+compared in float64.
 """
 
 import copy
@@ -59,7 +60,7 @@ MODULES: dict[str, Build] = {
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Sets torch's number of threads, and has the kernels use all of them on little work."""
+    """Set torch's number of threads, and have the kernels use all of them for little work too."""
     number, grain = torch.get_num_threads(), functions.GRAIN
 
     def use(count: int) -> None:
@@ -79,7 +80,7 @@ def dyadic(*shape: int, low: float, high: float, unit: float = 0.125, seed: int 
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Normal inputs that make neurons fire in some of their steps."""
+    """Normally distributed inputs that make neurons fire at some steps."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(*shape, generator=generator, dtype=torch.float64) * 0.8 + 0.3).to(dtype)
 
@@ -92,7 +93,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def run(module: SequenceModule, name: str, x_seq: Tensor, state: Any = None) -> list[list[Tensor]]:
-    """[outputs, gradients] on a backend: of y and the last state; for x, state and parameters."""
+    """[outputs, gradients] on a backend: y and the last state; of x, the state and parameters."""
     module = copy.deepcopy(module)
     set_backend(module, name)
     x_seq, state = copy.deepcopy((x_seq.detach(), state))
@@ -111,7 +112,7 @@ def run(module: SequenceModule, name: str, x_seq: Tensor, state: Any = None) -> 
 def assert_same(
     module: SequenceModule, x_seq: Tensor, state: Any = None, *, spikes: bool = True, **close: Any
 ) -> None:
-    """numba's outputs equal torch's, its gradients are close; the layer is worth comparing."""
+    """numba's outputs equal torch's, and its gradients are close; the layer fires, not always."""
     outputs, gradients = run(module, "numba", x_seq, state)
     expected, expected_gradients = run(module, "torch", x_seq, state)
     for output, right in zip(outputs, expected, strict=True):
@@ -132,7 +133,7 @@ def test_neurons(
 ) -> None:
     arguments = (1.0, v_reset, SURROGATES[surrogate](), detach_reset)
     neuron = IF(*arguments) if tau is None else LIF(tau, *arguments)
-    steps = {None: 16, 2.0: 12, 4.0: 8}[tau]  # one or two more bits are needed at each step
+    steps = {None: 16, 2.0: 12, 4.0: 8}[tau]  # each step needs one or two bits more
     x_seq = dyadic(steps, 3, 11, low=-1, high=3 if tau is None else 5)
     assert_same(neuron, x_seq, dyadic(3, 11, low=-1, high=1, seed=1))
 
@@ -164,7 +165,7 @@ def test_filter(learnt: bool) -> None:
     ],
 )
 def test_linear_recurrent_container(neuron: Neuron, bias: bool) -> None:
-    """From rest, and from a state whose y is not made of spikes."""
+    """From rest, and from a state whose y is not 0 or 1."""
     container = LinearRecurrentContainer(neuron, 7, 7, bias)
     for i, parameter in enumerate(container.parameters()):
         parameter.data = dyadic(*parameter.shape, low=-0.5, high=0.75, seed=i)
@@ -191,7 +192,7 @@ def test_any_shape_in_float64(name: str, steps: int, samples: list[int], seed: i
 
 @pytest.mark.parametrize("name", MODULES)
 def test_state_gradients_in_float64(name: str) -> None:
-    """Streaming: two halves, the state handed on, give the gradients of the whole."""
+    """Two halves, the state passed from one to the other, give the gradients of the whole."""
     torch.manual_seed(0)
     module = MODULES[name]().double()
     set_backend(module, "numba")
@@ -208,13 +209,13 @@ def test_state_gradients_in_float64(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "recurrent" not in name])
 def test_the_same_bits_as_the_reference(name: str) -> None:
-    """Each operation is rounded as in the reference, so in float32 any input gives its outputs."""
+    """Each operation is rounded as in the reference, so outputs are equal in float32 as well."""
     assert_same(MODULES[name](), random(28, 500, 5, dtype=torch.float32), spikes=False)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "recurrent" in name])
 def test_rounding_flips_only_spikes_at_the_threshold(name: str) -> None:
-    """Sums over features have no order: in float32, few samples may differ, and have a reason."""
+    """Sums over features are taken in another order, so in float32 a few samples may differ."""
     torch.manual_seed(0)
     module, x_seq = MODULES[name](), random(28, 500, 5, dtype=torch.float32)
     outputs, gradients = run(module, "numba", x_seq)
@@ -317,7 +318,7 @@ def test_half_precision_in_and_out_float32_inside(
 
 
 def test_autocast_rounds_as_the_reference_does() -> None:
-    """Weights that bfloat16 holds exactly: the same spikes, in bfloat16; float32 gradients."""
+    """With weights that bfloat16 holds exactly, spikes are equal, and gradients are float32."""
     container = LinearRecurrentContainer(IF(detach_reset=True), 6, 6)
     for i, parameter in enumerate(container.parameters()):
         parameter.data = dyadic(*parameter.shape, low=-0.5, high=0.75, seed=i)
@@ -336,40 +337,40 @@ def test_autocast_rounds_as_the_reference_does() -> None:
 
 
 class Noisy(ATan):
-    """A surrogate whose forward is not the kernels'."""
+    """A surrogate whose forward pass is not that of the kernels."""
 
     def __call__(self, u: Tensor) -> Tensor:
         return super().__call__(u + 0.25)
 
 
 class Triangle(ATan):
-    """A user's slope: kernels call it."""
+    """A user's slope, which the kernels call."""
 
     def slope(self, u: Tensor) -> Tensor:
         return (1 - u.abs()).clamp(min=0)
 
 
-def if_sequence(x_seq: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-    """A user's, under a name that the kernels know too."""
+def neuron_sequence(x_seq: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    """A user's function, with the name of a kernel."""
     return x_seq * 2, v
 
 
 class Mine(IF):
-    sequence_function = staticmethod(if_sequence)
+    sequence_function = staticmethod(neuron_sequence)
 
 
 @pytest.mark.parametrize(
     ("module", "x_seq", "message"),
     [
-        (IF(surrogate=Noisy(2.0)), torch.rand(4, 3), "surrogate Noisy has a forward of its own"),
+        (IF(surrogate=Noisy(2.0)), torch.rand(4, 3), "surrogate Noisy overrides __call__"),
         (LinearRecurrentContainer(IF(surrogate=Noisy(2.0)), 3, 3), torch.rand(4, 2, 3), "Noisy"),
         (LIF(), torch.ones(4, 3, dtype=torch.int64), r"input is torch\.int64"),
-        (Mine(), torch.rand(4, 3), "cannot run if_sequence: it has no such kernel"),
+        (Mine(), torch.rand(4, 3), "run neuron_sequence: it has no kernel for this function"),
         (IF(), torch.rand(4, 3, device="meta"), "does not run on meta"),
     ],
 )
 def test_what_kernels_cannot_do(module: SequenceModule, x_seq: Tensor, message: str) -> None:
-    """By name it is an error, `auto` runs the reference."""
+    """A backend chosen by name is an error; `auto` runs the reference."""
     set_backend(module, "numba")
     with pytest.raises(BackendUnavailableError, match=message):
         module(x_seq)
@@ -380,7 +381,7 @@ def test_what_kernels_cannot_do(module: SequenceModule, x_seq: Tensor, message: 
     assert x_seq.is_meta or torch.equal(module(x_seq), expected)
 
 
-def test_a_surrogate_of_the_users() -> None:
+def test_a_users_surrogate() -> None:
     x_seq = dyadic(16, 3, 11, low=-1, high=3)
     assert_same(IF(surrogate=Triangle(1.0)), x_seq)
 
@@ -397,7 +398,7 @@ def test_auto_under_torch_func() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "filter" not in name])
-def test_what_an_observer_sees(name: str) -> None:
+def test_what_an_observer_is_called_with(name: str) -> None:
     torch.manual_seed(0)
     module, x_seq, seen = MODULES[name]().double(), random(6, 3, 5), []
     for backend_name in ("numba", "torch"):
@@ -415,7 +416,8 @@ def test_potentials_are_stored_only_on_demand(monkeypatch: pytest.MonkeyPatch) -
     kept = []
     fire = functions.fire
     monkeypatch.setattr(
-        "rsnn_fmnist.spiking.kernels.cpu.sequences.fire",
+        functions,
+        "fire",
         lambda *args, **how: kept.append(fire(*args, **how)[1].shape[0]) or fire(*args, **how),
     )
     IF()(torch.rand(8, 3))
@@ -441,7 +443,7 @@ def test_several_python_threads_at_once(threads: Callable[[int], None]) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "feedback", "stateful-synapse"])
 def test_training_is_the_same_in_float64(name: str) -> None:
-    """50 steps of SGD: the torch backend's losses, step by step."""
+    """50 steps of SGD have the torch backend's losses."""
     torch.manual_seed(0)
     start = models.build(name).double()
     pictures, labels = random(50, 16, 28, 28), torch.randint(10, (50, 16))
@@ -472,7 +474,7 @@ def test_where_numba_finds_no_directory_for_its_cache(monkeypatch: pytest.Monkey
     assert openmp.compiled(len) is len
 
 
-def test_a_full_disk_does_not_keep_kernels_from_running(tmp_path: Path) -> None:
+def test_kernels_run_when_the_disk_is_full(tmp_path: Path) -> None:
     program = """
 import resource, torch
 from rsnn_fmnist.spiking import IF
@@ -485,12 +487,12 @@ IF()(torch.ones(3, 2)).sum().item() == 6 or exit("wrong")
 
 
 def test_one_thread_where_torch_has_no_openmp() -> None:
-    """The same machine code, bound to stand-ins that run a region in the calling thread."""
+    """The same machine code, linked to functions that run a region in the calling thread."""
     program = """
 import ctypes, numba, torch
 def no_library(path): raise OSError(path)
 ctypes.CDLL = no_library
-from rsnn_fmnist.spiking.kernels import functions, openmp
+from rsnn_fmnist.spiking.kernels.cpu import functions, openmp
 assert openmp._entries() is openmp.ALONE
 functions.GRAIN = 1
 from rsnn_fmnist.spiking import LIF
@@ -505,7 +507,7 @@ assert torch.equal(s_seq, module(x_seq)) and s_seq.any()
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_auto_steps_aside_for_whoever_follows_each_operation() -> None:
+def test_auto_runs_the_reference_where_tensor_operations_are_needed() -> None:
     x = torch.rand(4, 3) * 2
     with FlopCounterMode(display=False):
         assert backend.implementation(filter_sequence, x, "auto", k=0.5) is filter_sequence
@@ -528,7 +530,7 @@ def test_a_backward_pass_under_autocast() -> None:
 
 
 def test_an_output_edited_in_place_before_its_backward_pass_is_refused() -> None:
-    """What a layer has saved for its gradient is not copied; torch says so when it was changed."""
+    """A layer saves its output for the backward pass without a copy; torch detects the change."""
     y = LinearRecurrentContainer(IF(), 5, 5)(torch.rand(6, 4, 5) * 2)
     y.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -553,8 +555,10 @@ def test_a_damaged_or_outdated_cache_is_compiled_anew(tmp_path: Path, content: b
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
 
 
-def test_a_cache_belongs_to_this_openmp() -> None:
+def test_a_cache_is_outdated_when_a_file_of_the_kernels_changes() -> None:
     assert functions.loops.neuron._cache._cache_file._source_stamp[1] == openmp.DIGEST
+    names = {path.name for path in openmp.SOURCES}
+    assert {"chain.py", "loops.py", "openmp.py", "products.py"} <= names
 
 
 def test_numba_that_does_not_work() -> None:

@@ -1,4 +1,4 @@
-"""Looking inside: what is recorded is what the running backend computes, and nothing stays."""
+"""What is recorded is what the running backend computes, and nothing of it remains in the model."""
 
 import copy
 import importlib
@@ -22,7 +22,7 @@ from rsnn_fmnist.spiking import (
     set_backend,
     step,
 )
-from rsnn_fmnist.spiking.monitor import Firing, SpikeCounts, count_spikes, layers
+from rsnn_fmnist.spiking.monitor import Firing, SpikeCounts, count_spikes, is_observed, layers
 from rsnn_fmnist.spiking.neuron import Neuron
 
 BACKENDS = ["torch", "numba", pytest.param("cupy", marks=pytest.mark.cuda)]
@@ -30,7 +30,7 @@ T, N = 16, 9
 
 
 def exact_model(name: str) -> nn.Module:
-    """A model whose weights are multiples of 1/16, in float64: no sum of it is ever rounded."""
+    """A model whose weights are multiples of 1/16, in float64, so that no sum is rounded."""
     model = models.build(name).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -46,14 +46,14 @@ def pictures() -> Tensor:
 
 
 def fire(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An IF neuron with threshold 1 and a reset to 0, written down once more: s, h, v."""
+    """One step of an IF neuron with threshold 1 and a reset to 0 -> s, h, v."""
     h = v + x
     s = (h >= 1).double()
     return s, h, h * (1 - s)
 
 
 def by_hand(model: Any, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
-    """s and h of each layer [T, N, F], and the traces, a step at a time from the equations."""
+    """s and h of each layer, [T, N, F], and the traces, computed here step by step."""
     s: dict[str, list[Tensor]] = {"sn1": [], "sn2": []}
     h: dict[str, list[Tensor]] = {"sn1": [], "sn2": []}
     v1 = y1 = trace = torch.zeros(len(x), 32).double()
@@ -104,9 +104,9 @@ def test_equals_the_equations_step_by_step(name: str, backend: str, gradients: b
 
 
 @pytest.mark.parametrize("name", ["plain", "feedback"])
-def test_h_is_the_kernels_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is off by 1000 is recorded so; it keeps h only while somebody looks."""
-    kernels = importlib.import_module("rsnn_fmnist.spiking.kernels.cpu.sequences")
+def test_h_is_that_of_the_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The h of a kernel that adds 1000 to it is recorded; h is kept only while it is recorded."""
+    kernels = importlib.import_module("rsnn_fmnist.spiking.kernels.cpu.functions")
     kept = []
 
     def off(function: Any) -> Any:
@@ -133,7 +133,7 @@ def test_h_is_the_kernels_own(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 @pytest.mark.parametrize("name", ["plain", "feedback", "stateful-synapse"])
-def test_learning_is_not_disturbed(name: str, backend: str) -> None:
+def test_recording_does_not_change_gradients(name: str, backend: str) -> None:
     def gradients(recorded: bool) -> list[Tensor]:
         model = exact_model(name)
         set_backend(model, backend)
@@ -156,12 +156,12 @@ def leftovers(model: nn.Module) -> list[str]:
     ]
 
 
-def test_nothing_stays_behind() -> None:
+def test_no_observer_remains() -> None:
     model = exact_model("stateful-synapse")
     names = {path: set(module.__dict__) for path, module in model.named_modules()}
     with suppress(ZeroDivisionError), record(model) as rec:
         assert leftovers(model) == ["sn1", "sy1", "sn2"]
-        raise ZeroDivisionError  # whatever happens inside
+        raise ZeroDivisionError  # any error inside
     assert not leftovers(model)
     assert names == {path: set(module.__dict__) for path, module in model.named_modules()}
     assert list(rec) == []
@@ -171,7 +171,7 @@ def test_nothing_stays_behind() -> None:
     assert len(rec) == 0
 
 
-def test_two_may_look_at_once() -> None:
+def test_two_recordings_at_once() -> None:
     model, x = exact_model("feedback"), pictures()
     with record(model) as outer:
         with record(model) as inner:
@@ -234,7 +234,7 @@ def test_names_are_the_models_attributes() -> None:
     assert rec.traces["both"].shape == (5, 2, 4)
 
 
-def test_passes_of_different_shape_are_told_apart() -> None:
+def test_passes_of_different_shapes() -> None:
     neuron = IF(v_threshold=2.0)
     with record(neuron) as rec, count_spikes(neuron) as counts:
         neuron(torch.full((4, 1, 2), 2.0))
@@ -247,7 +247,7 @@ def test_passes_of_different_shape_are_told_apart() -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_counts(backend: str) -> None:
-    """Three neurons: one never fires, one always, one at half the steps of one sample in two."""
+    """One neuron never fires, one always, and one at half the steps of one of two samples."""
     neuron = IF()
     set_backend(neuron, backend)
     x_seq = torch.zeros(4, 2, 3)
@@ -261,14 +261,14 @@ def test_counts(backend: str) -> None:
     assert firing.rate == pytest.approx((0 + 1 + 0.25) / 3)
 
 
-def test_spikes_are_kept_from_later_changes() -> None:
+def test_recorded_spikes_are_not_changed_in_place() -> None:
     model = nn.Sequential(IF(), nn.Threshold(2.0, 0.0, inplace=True))
     with torch.no_grad(), record(model) as rec:
         assert model(torch.ones(3, 1, 1)).sum() == 0
     assert rec["0"].s.sum() == 3
 
 
-def test_copies_are_not_looked_at() -> None:
+def test_copies_are_not_recorded() -> None:
     model, x = exact_model("stateful-synapse"), pictures()
     with record(model) as rec, count_spikes(model):
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
@@ -283,7 +283,7 @@ def test_copies_are_not_looked_at() -> None:
     assert not leftovers(copies[0])
 
 
-def test_recorders_may_close_in_any_order() -> None:
+def test_recordings_may_end_in_any_order() -> None:
     model, x = exact_model("plain"), pictures()
     first, second = record(model), record(model)
     one, two = first.__enter__(), second.__enter__()
@@ -304,7 +304,7 @@ def test_a_module_that_is_used_twice_is_one_layer() -> None:
     assert rec["0"].s.shape == (6, 1, 2)
 
 
-def test_an_attribute_may_be_called_almost_as_a_containers() -> None:
+def test_an_attribute_named_almost_like_that_of_a_container() -> None:
     model = nn.Module()
     model.my_sub_module = IF()
     model.sub_modules = LinearRecurrentContainer(IF(), 2, 2)
@@ -313,10 +313,42 @@ def test_an_attribute_may_be_called_almost_as_a_containers() -> None:
 
 @pytest.mark.parametrize("passes", [(2**24, 1), (2**24 + 1,)])
 def test_counts_are_exact(passes: tuple[int, ...]) -> None:
-    """Beyond 2^24 float32 leaves out every other whole number."""
+    """float32 does not represent every integer above 2^24."""
     counts = SpikeCounts()
     observer = counts.observer("sn")
     for steps in passes:
         s = torch.ones(1, 1, 1).expand(steps, 1, 1)
         observer(s, s)
     assert counts.firing()["sn"] == Firing(1.0, 0.0, 1.0)
+
+
+def ignore(*_: Any) -> None:
+    """A hook that does nothing."""
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda model: model.sn1.register_forward_hook(ignore),
+        lambda model: model.fc1.register_forward_pre_hook(ignore),
+        lambda model: model.register_full_backward_hook(ignore),
+        lambda model: model.fc2.register_full_backward_pre_hook(ignore),
+        lambda model: nn.modules.module.register_module_forward_hook(ignore),
+    ],
+    ids=["forward", "forward pre", "backward", "backward pre", "all modules"],
+)
+def test_hooks_are_observers_too(hook: Any) -> None:
+    model = models.build("feedback")
+    assert not is_observed(model)
+    handle = hook(model)
+    assert is_observed(model)
+    handle.remove()
+    assert not is_observed(model)
+
+
+@pytest.mark.parametrize("context", [record, count_spikes])
+def test_a_model_is_observed_inside_the_contexts_only(context: Any) -> None:
+    model = models.build("plain")
+    with context(model):
+        assert is_observed(model)
+    assert not is_observed(model)

@@ -1,9 +1,11 @@
-"""Neurons, synapse filter and containers: hand-computed values, shapes, dtypes, state."""
+"""Neurons, synapse filter and containers: values computed by hand, shapes, dtypes, state."""
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +19,11 @@ from rsnn_fmnist.spiking import (
     SequenceModule,
     SynapseFilter,
     TimeDistributed,
+    record,
     set_backend,
     step,
 )
+from rsnn_fmnist.spiking.neuron import Neuron, NeuronSettings, if_step, neuron_sequence
 
 MODULES: dict[str, Callable[[], SequenceModule]] = {
     "if": IF,
@@ -32,7 +36,7 @@ MODULES: dict[str, Callable[[], SequenceModule]] = {
 
 
 def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Currents that make neurons fire in about half of their steps."""
+    """Inputs that make neurons fire at about half of the steps."""
     generator = torch.Generator().manual_seed(7)
     return (torch.rand(*shape, generator=generator, dtype=torch.float64) * 1.5).to(dtype)
 
@@ -66,7 +70,7 @@ def test_synapse_filter_decays_without_spikes_and_not_with_them() -> None:
 
 
 def test_tutorial_example_feedback_keeps_a_neuron_firing() -> None:
-    """One input of 1.5, then nothing: the spike fed back is enough to fire again, for ever."""
+    """After one input of 1.5 and then none, the spike that is fed back suffices to fire again."""
     x_seq = torch.zeros(8)
     x_seq[0] = 1.5
     with_feedback = ElementWiseRecurrentContainer(IF(v_reset=None), torch.add)
@@ -75,7 +79,7 @@ def test_tutorial_example_feedback_keeps_a_neuron_firing() -> None:
 
 
 def test_tutorial_example_stateful_convolution() -> None:
-    """A convolution whose output is remembered: constant input accumulates over the steps."""
+    """A filter behind a convolution accumulates a constant input over the steps."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 8, kernel_size=3, padding=1)
     stateful_conv = nn.Sequential(TimeDistributed(conv), SynapseFilter(tau=100, learnable=True))
@@ -141,7 +145,7 @@ def test_output_follows_the_input_and_state_stays_wide(name: str, dtype: torch.d
 
 
 def test_under_autocast_the_potential_is_kept_in_float32() -> None:
-    """2^-9 added 512 times reaches the threshold in float32, and stalls at 0.5 in bfloat16."""
+    """2^-9, added 512 times, reaches the threshold in float32, but stays at 0.5 in bfloat16."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 2.0**-9)
     model = nn.Sequential(layer, IF())
@@ -174,7 +178,7 @@ def test_step_drives_a_sequential() -> None:
     assert state[2][1] is None
 
 
-def test_time_distributed_steps_refuses_states_and_needs_none() -> None:
+def test_time_distributed_steps_and_refuses_stateful_modules() -> None:
     wrapped = TimeDistributed(nn.BatchNorm1d(5).eval())
     x_seq = inputs(4, 3, 5)
     assert torch.equal(wrapped(x_seq)[2], step(wrapped, x_seq[2])[0])
@@ -249,6 +253,29 @@ def test_set_backend_reaches_a_users_own_module() -> None:
     assert model[1].backend == "torch"
     assert model[1].sub_module.backend == "torch"
     assert Mine()(torch.ones(3)).tolist() == [1, 2, 3]
+
+
+def test_a_users_neuron_with_functions_of_its_own() -> None:
+    """Its step function and its sequence function halve the threshold."""
+
+    def my_step(x: Tensor, v: Tensor, *, v_threshold: float, **others: Any) -> Any:
+        return if_step(x, v, v_threshold=v_threshold / 2, **others)
+
+    def my_sequence(x_seq: Tensor, v: Tensor, *, neuron: NeuronSettings, **others: Any) -> Any:
+        halved = dataclasses.replace(neuron, v_threshold=neuron.v_threshold / 2)
+        return neuron_sequence(x_seq, v, neuron=halved, **others)
+
+    class Mine(Neuron):
+        step_function = staticmethod(my_step)
+        sequence_function = staticmethod(my_sequence)
+
+    x_seq, mine, halved = inputs(6, 3, 5), Mine(v_threshold=2.0), IF(v_threshold=1.0)
+    with record(mine) as recording:
+        assert torch.equal(mine(x_seq), halved(x_seq))
+    assert torch.equal(mine.step(x_seq[0])[0], halved.step(x_seq[0])[0])
+    assert recording["model"].h.shape == x_seq.shape
+    inner = LinearRecurrentContainer(mine, 5, 5)
+    assert inner(x_seq).shape == x_seq.shape
 
 
 def test_modules_copy_and_print() -> None:

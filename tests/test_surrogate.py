@@ -7,7 +7,7 @@ import torch
 
 from rsnn_fmnist.spiking import SURROGATES, ATan, Surrogate
 
-# The smooth function whose derivative each slope is, written out independently.
+# The smooth function whose derivative each slope is.
 PRIMITIVES = {
     "atan": lambda u: torch.atan(math.pi / 2 * 2 * u) / math.pi + 0.5,
     "sigmoid": lambda u: 1 / (1 + torch.exp(-4 * u)),
@@ -27,7 +27,7 @@ def test_slope_is_the_derivative_of_the_smooth_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-def test_fires_at_the_threshold_and_passes_the_slope_back(name: str) -> None:
+def test_fires_at_the_threshold_and_has_the_slope_as_its_gradient(name: str) -> None:
     surrogate = SURROGATES[name]()
     u = torch.tensor([-1.0, -1e-7, 0.0, 1e-7, 2.0], requires_grad=True)
     s = surrogate(u)
@@ -37,7 +37,7 @@ def test_fires_at_the_threshold_and_passes_the_slope_back(name: str) -> None:
     assert torch.equal(u.grad, upstream * surrogate.slope(u.detach()))
 
 
-def test_second_use_under_vmap_and_grad() -> None:
+def test_works_under_vmap_and_grad() -> None:
     u = torch.tensor([-0.5, 0.25])
     slopes = torch.func.vmap(torch.func.grad(ATan()))(u)
     assert torch.equal(slopes, ATan().slope(u))

@@ -1,8 +1,7 @@
-"""The batches of a set of pictures, gathered on the device or streamed by processes.
+"""Batches of a set of pictures, gathered on the device or streamed by worker processes.
 
 A batch is gathered from columns uint8 [M, T, H], normalised and laid out [T, N, H] in memory, and
-handed to the model as the view [N, H, W = T] of pictures. Augmentation is left out: the experiment
-has none.
+handed to the model as the view [N, H, W = T] of pictures. Augmentation is left out.
 """
 
 import atexit
@@ -16,22 +15,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .fashion_mnist import Pictures
+from .pictures import Pictures
 
 MEAN, DEVIATION = 0.2860, 0.3530  # of FashionMNIST's training pixels in [0, 1]
 EVALUATION_BATCH = 1000  # pictures; the results do not depend on it
 
-Selection = tuple[Tensor, ...]  # the pictures of a batch, on the device; see Loader.selections
-
 
 class Loader:
-    """Hands out the batches of one set, or which pictures they are for a step to take itself.
+    """The batches of one set.
 
     Args:
         pictures: the set.
         device: where batches go. Without workers the whole set is kept there.
-        normalize: pixels to mean 0 and deviation 1 by FashionMNIST's constants, else to [0, 1].
+        normalize: scale pixels to mean 0 and standard deviation 1, instead of to [0, 1].
         workers: processes that gather batches from host memory; 0: gather on the device.
+    Attributes:
+        pictures: on the device, what the indices of `selections` refer to: the whole set or, with
+            workers, a buffer that holds one batch.
     """
 
     def __init__(
@@ -47,59 +47,62 @@ class Loader:
             self._sampler: list[Tensor] = []
             self._stream = _stream(pictures, self._sampler, workers)
             atexit.register(self.close)
-        else:
-            self.pictures = Pictures(pictures.columns.to(device), pictures.labels.to(device))
+            pictures = pictures.subset(torch.empty(0, dtype=torch.int64))
+        self.pictures = Pictures(pictures.columns.to(device), pictures.labels.to(device))
 
     def __len__(self) -> int:
         return self.count
 
     def close(self) -> None:
-        """End the processes that gather batches.
+        """End the worker processes.
 
-        torch ends them when nothing refers to them any more, or by SIGTERM when the program ends;
-        they do not get that signal, and the program would wait for them for ever.
+        torch ends them when nothing refers to them any more, or with SIGTERM when the program
+        exits; they block that signal, so the program would wait for them forever.
         """
         if self.workers:
-            stream: Any = self._stream._iterator  # None: not begun
+            stream: Any = self._stream._iterator  # None: not started
             if stream is not None:
                 stream._shutdown_workers()
             atexit.unregister(self.close)
 
-    def selections(self, indices: Sequence[Tensor]) -> Iterator[Selection]:
-        """For each index tensor [N] what `take` and `rows` make a batch of.
+    def selections(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For each index tensor [N] the indices [N] of that batch in `pictures`, on the device.
 
-        That is (indices,) into the pictures on the device or, streamed, (columns, labels).
+        With workers, the next batch overwrites the buffer: use each one before asking for the next.
         """
-        if self.workers:
-            self._sampler[:] = [batch.cpu() for batch in indices]  # the workers have no other
-            with _signals_held_back():
-                stream = iter(self._stream)  # the first call starts the processes
-            for columns, labels in stream:
-                yield columns.to(self.device), labels.to(self.device)
-        else:
-            for batch in indices:
-                yield (batch.to(self.device),)
+        if not self.workers:
+            yield from (batch.to(self.device) for batch in indices)
+            return
+        self._make_room(max([EVALUATION_BATCH, *map(len, indices)]))
+        self._sampler[:] = [batch.cpu() for batch in indices]  # workers read host memory only
+        with _signals_blocked():
+            stream = iter(self._stream)  # the first call starts the processes
+        for columns, labels in stream:
+            count = len(labels)
+            self.pictures.columns[:count] = columns
+            self.pictures.labels[:count] = labels
+            yield torch.arange(count, device=self.device)
 
-    def take(self, selection: Selection) -> tuple[Tensor, Tensor]:
-        """A batch: pictures [N, H, W], in the default dtype, and labels [N]."""
-        if self.workers:
-            columns, labels = selection
-        else:
-            (indices,) = selection
-            columns = self.pictures.columns.index_select(0, indices)
-            labels = self.pictures.labels.index_select(0, indices)
-        return self.as_pictures(columns), labels
+    def _make_room(self, count: int) -> None:
+        """A buffer for batches of `count`; it stays in place, since a CUDA graph reads from it."""
+        if len(self.pictures) < count:
+            columns, labels = self.pictures.columns, self.pictures.labels
+            shape = columns.shape[1:]
+            self.pictures = Pictures(columns.new_empty(count, *shape), labels.new_empty(count))
 
-    def rows(self, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch not yet gathered: columns uint8 [M, T, H], labels [M] and which of them, [N]."""
-        if self.workers:
-            columns, labels = selection
-            return columns, labels, torch.arange(len(labels), device=self.device)
-        return self.pictures.columns, self.pictures.labels, selection[0]
+    def take(self, selection: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch: pictures [N, H, W] in the default dtype, and labels [N]."""
+        columns = self.pictures.columns.index_select(0, selection)
+        return self.as_pictures(columns), self.pictures.labels.index_select(0, selection)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each index tensor [N] the batch that `take` makes of it."""
         return map(self.take, self.selections(indices))
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole set in its order, in batches of EVALUATION_BATCH as `take` makes them."""
+        order = torch.arange(len(self), device=self.device)
+        return self.batches(batch_indices(order, EVALUATION_BATCH, drop_last=False))
 
     def as_pictures(self, columns: Tensor) -> Tensor:
         """uint8 [N, T, H] -> the view [N, H, W = T] of normalised columns laid out [T, N, H]."""
@@ -110,7 +113,7 @@ class Loader:
 
 
 def batch_indices(order: Tensor, batch_size: int, *, drop_last: bool) -> list[Tensor]:
-    """An order [M] cut into batches; drop_last leaves out a last one that is not full."""
+    """Cut an order [M] into batches; drop_last drops a last batch that is not full."""
     batches = list(torch.split(order, batch_size)) if len(order) else []
     if drop_last and batches and len(batches[-1]) < batch_size:
         batches.pop()
@@ -129,16 +132,16 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
 
 class _Stream(DataLoader[tuple[Tensor, Tensor]]):
     def check_worker_number_rationality(self) -> None:
-        """More processes than cores are what was asked for, as by the tutorial's -j 4."""
+        """No warning for more processes than cores: the tutorial's commands say -j 4."""
 
 
 def _stream(
     pictures: Pictures, sampler: list[Tensor], workers: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of `sampler`'s index tensors, gathered by processes that outlive an epoch.
+    """The batches of `sampler`'s index tensors, gathered by processes that outlive an epoch.
 
-    The processes are spawned, not forked: a fork after numba's or OpenMP's threads have run can
-    hang. A generator of its own keeps the loader away from torch's random state.
+    Spawned, not forked: a fork after numba's or OpenMP's threads have run can hang. A generator of
+    its own leaves torch's random state alone.
     """
     return _Stream(
         _Batches(pictures),
@@ -152,15 +155,15 @@ def _stream(
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes started inside never get SIGINT or SIGTERM; this one gets them afterwards.
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM: for good in processes started inside, here until the end.
 
-    Ctrl-C and schedulers reach the whole process group, and the main process decides when to stop.
+    Ctrl-C and schedulers signal the whole process group; the main process decides when to stop.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # starting it would let the signals through again
+    resource_tracker.ensure_running()  # starting it inside would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

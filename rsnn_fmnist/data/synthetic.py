@@ -1,12 +1,11 @@
-"""A drawn stand-in for FashionMNIST: ten kinds of garment as parametric silhouettes, from a seed.
+"""A synthetic substitute for FashionMNIST: ten kinds of garment, drawn as silhouettes from a seed.
 
-For machines without the pictures, and for tests. These are not FashionMNIST pictures: an accuracy
-measured on them says nothing about the real set. What is alike is the format, the names and order
-of the classes, roughly the mean and standard deviation of the pixels, the pose (shoulders at the
-top, toes to the left), and that neighbours overlap: a shirt may pass for a T-shirt, a coat for a
-pullover, a high sneaker for an ankle boot.
+For machines without the pictures, and for tests. An accuracy on these pictures says nothing about
+the real set. They share its format, the order of the classes, roughly the mean and standard
+deviation of the pixels, the pose (shoulders at the top, toes to the left), and similar classes: a
+shirt can look like a T-shirt, a coat like a pullover, a high sneaker like an ankle boot.
 
-Left out: files, splits, torch and the reading by columns, which are the business of `data.py`.
+Left out: files, splits, torch and the reading by columns, which other files of this folder do.
 
 Axes: R rows (28, downwards), C columns (28, rightwards), n pictures. Pictures come *last* while
 drawing, so that a parameter which differs from picture to picture is a plain [n] array that
@@ -34,7 +33,7 @@ class Sketch(NamedTuple):
     """A garment before it is painted, as two signed distances that broadcast to [R, C, n]."""
 
     outline: Array  # the silhouette
-    seam: Array  # what is darker on it: an opening, a sole, a flap
+    seam: Array  # the darker parts on it: an opening, a sole, a flap
 
 
 Garment = Callable[[Array, Array, Vary], Sketch]  # x, y on the grid, in pixels; y downwards
@@ -52,7 +51,7 @@ def draw(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count, dtype=np.int64) % len(GARMENTS))
     pictures = np.empty((count, SIDE, SIDE), dtype=np.uint8)
-    for label, garment in enumerate(GARMENTS.values()):
+    for label, garment in enumerate(GARMENTS):
         places = np.flatnonzero(labels == label)
         for start in range(0, len(places), CHUNK):
             chunk = places[start : start + CHUNK]
@@ -143,7 +142,7 @@ def opening(x: Array, y: Array, end: Array, lapel: Array) -> Array:
 
 
 def t_shirt(x: Array, y: Array, vary: Vary) -> Sketch:
-    """Short sleeves that stand off, a straight body, no opening."""
+    """Short sleeves at an angle, a straight body, no opening."""
     hem = vary(10, 13.5)
     neck, sleeve, angle = vary(2, 4.5), vary(3, 9), vary(0.4, 1.1)
     outline = upper(x, y, vary(6.5, 8.5), hem, vary(-1, 1), neck, sleeve, angle)
@@ -238,16 +237,15 @@ def ankle_boot(x: Array, y: Array, vary: Vary) -> Sketch:
     return shoe(x, y, vary, vary(13, 26), vary(-1, 3).clip(0), vary(4, 9))
 
 
-GARMENTS: dict[str, Garment] = {
-    "T-shirt/top": t_shirt,
-    "trouser": trouser,
-    "pullover": pullover,
-    "dress": dress,
-    "coat": coat,
-    "sandal": sandal,
-    "shirt": shirt,
-    "sneaker": sneaker,
-    "bag": bag,
-    "ankle boot": ankle_boot,
-}
-CLASSES: tuple[str, ...] = tuple(GARMENTS)  # index = label, in FashionMNIST's order
+GARMENTS: tuple[Garment, ...] = (  # index = label, as in pictures.CLASS_NAMES
+    t_shirt,
+    trouser,
+    pullover,
+    dress,
+    coat,
+    sandal,
+    shirt,
+    sneaker,
+    bag,
+    ankle_boot,
+)

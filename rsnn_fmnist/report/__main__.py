@@ -1,7 +1,7 @@
-"""python -m rsnn_fmnist.report: look at what was trained.
+"""python -m rsnn_fmnist.report: compare trained runs, or inspect one picture in a network.
 
-    RUN_OR_DIR... [--memory]           runs compared over their seeds, in tables and figures
-    --inspect CHECKPOINT [--index I]   one test picture on its way through the network, as a figure
+    RUN_OR_DIR... [--memory]           compare runs over their seeds, in tables and figures
+    --inspect CHECKPOINT [--index I]   draw one test picture in the network of a checkpoint
 
 Nothing is trained, and no run is changed.
 """
@@ -12,115 +12,108 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .. import cli
-from ..building import import_models
+from ..arguments import Parser, run_command
 from ..config import Machine
-from ..errors import UsageError
-from ..tracking.diagnostics import drawing
-from . import csv_files, records, statistics, tables
-from .inspect import cannot_write, inspect
+from ..errors import RunError, UsageError, first_line
+from ..models import import_models
+from ..tracking.diagnostics import import_figures
+from . import records, statistics, tables
+from .inspect import inspect_picture
 from .measurements import Measurer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROG = "rsnn_fmnist.report.__main__"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line (default: the process's own) and return the exit code."""
-    return cli.answer(_dispatch, argv)
+    """Run the command line (None: sys.argv) and return the exit code."""
+    return run_command(_report, argv)
 
 
-def build_parser() -> cli.Parser:
-    parser = cli.Parser(prog=f"python -m {PROG}", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "places", metavar="RUN_OR_DIR", nargs="*", help="run directories, or folders that hold some"
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="python -m rsnn_fmnist.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--memory",
-        action="store_true",
-        help="test accuracy after each column read, and without the first columns, of runs with "
-        "weights",
+    add = parser.add_argument
+    switch = argparse.BooleanOptionalAction
+    memory = "add test accuracy after each column and without the first columns; needs weights"
+    add(
+        "places", metavar="RUN_OR_DIR", nargs="*", help="run directories, or folders that hold runs"
     )
-    parser.add_argument(
-        "--inspect", metavar="CHECKPOINT", help="a run directory, latest.pt or best.pt"
-    )
-    parser.add_argument(
-        "--index", metavar="I", type=int, help="which test picture it shows (default: 0)"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", default="report", help="where files are written (default: report)"
-    )
-    parser.add_argument("--data-path", metavar="DIR", default="", help="as in training")
-    parser.add_argument(
-        "--download", action=argparse.BooleanOptionalAction, default=True, help="as in training"
-    )
-    parser.add_argument("--models-file", metavar="FILE.py", default="", help="as in training")
-    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    add("--memory", action="store_true", help=memory)
+    add("--inspect", metavar="CHECKPOINT", help="a run directory, latest.pt or best.pt")
+    add("--index", metavar="I", type=int, help="test picture of --inspect (default: 0)")
+    add("--out", metavar="DIR", default="report", help="output folder (default: report)")
+    add("--data-path", metavar="DIR", default="", help="as in training")
+    add("--download", action=switch, default=True, help="as in training")
+    add("--models-file", metavar="FILE.py", default="", help="as in training")
+    add("--debug", action="store_true", help="print a traceback with an error")
     return parser
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _report(arguments: list[str]) -> int:
     flags = build_parser().parse_all(arguments)
     if flags.memory and not flags.places:
-        raise UsageError("--memory: name the runs, or folders of runs, that it is of")
+        raise UsageError("--memory: name the runs, or folders of runs, to measure")
     if not flags.places and flags.inspect is None:
         raise UsageError("name runs or folders of runs to compare, or --inspect CHECKPOINT")
     if flags.index is not None and flags.inspect is None:
-        raise UsageError(f"--index {flags.index}: is of --inspect CHECKPOINT; name that too")
-    figures = drawing("the report")
+        raise UsageError(f"--index {flags.index}: needs --inspect CHECKPOINT")
+    figures = import_figures("the report")
     if flags.models_file:
         import_models(Path(flags.models_file))
     machine = Machine(data_path=flags.data_path, download=flags.download, device="cpu")
     out = Path(flags.out)
     if flags.places:
         places = [Path(place) for place in flags.places]
-        compare(places, out, Measurer(machine, with_memory=flags.memory), figures)
+        compare(places, out, Measurer(machine, with_curves=flags.memory), figures)
     if flags.inspect is not None:
-        inspect(Path(flags.inspect), flags.index or 0, out, machine, figures)
+        lines, name, figure = inspect_picture(
+            Path(flags.inspect), flags.index or 0, machine, figures
+        )
+        write(out, {name: figure}, figures.save)
+        print(f"{lines}\nwrote {out / name}")
     return 0
 
 
 def compare(places: list[Path], out: Path, measurer: Measurer, figures: ModuleType) -> None:
-    """Write what the runs in `places` come to into `out`, and print it.
+    """Write a report on the runs in `places` into `out`, and print it.
 
     Raises:
-        RunError, UsageError: no runs, damaged ones, none with weights for a memory that is asked
-            for; nothing is written then.
+        RunError, UsageError: no runs, damaged ones, or none with the weights that memory curves
+            need; then nothing is written.
     """
-    from .panels import draw
+    from .charts import draw  # needs matplotlib
 
     sections = measurer.sections(statistics.grouped(records.read_all(places)))
-    words = tables.text(sections)
-    drawn = dict(draw(sections, measurer.example))
+    text, drawn = tables.markdown(sections), dict(draw(sections))
     images = "".join(f"\n![{name}]({name}.svg)\n" for name in drawn)
-    files = {"report.md": words + images, **csv_files.files(sections)}
-    write(out, files, drawn, figures.save)
-    print(words)
-    print(f"wrote {', '.join(files)} and, as PNG and SVG, {', '.join(drawn)} to {out}")
+    texts = {"report.md": text + images, **tables.csv_files(sections)}
+    pictures = {f"{name}{end}": drawn[name] for name in drawn for end in (".png", ".svg")}
+    write(out, {**texts, **pictures}, figures.save)
+    also = f" and, as PNG and SVG, {', '.join(drawn)}" if drawn else ""
+    print(f"{text}\nwrote {', '.join(texts)}{also} to {out}")
 
 
 def write(
-    out: Path,
-    files: Mapping[str, str],
-    drawn: Mapping[str, "Figure"],
-    save: Callable[["Figure", Path], None],
+    out: Path, files: Mapping[str, "str | Figure"], save: Callable[["Figure", Path], None]
 ) -> None:
-    """Write texts by their file's name, and figures by theirs without its suffix."""
+    """Write texts and figures into the folder `out`, by the names of their files."""
     path = out
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             path = out / name
-            path.write_text(content, encoding="utf-8")
-        for name, figure in drawn.items():
-            for suffix in (".png", ".svg"):
-                path = out / f"{name}{suffix}"
-                save(figure, path)
+            if isinstance(content, str):
+                path.write_text(content, encoding="utf-8")
+            else:
+                save(content, path)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise RunError(
+            f"{path}: cannot be written ({first_line(error)}); name another --out"
+        ) from None
 
 
 if __name__ == "__main__":

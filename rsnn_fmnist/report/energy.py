@@ -1,20 +1,20 @@
-"""What a picture costs a network on hardware that computes only where something happens.
+"""What a picture costs on hardware that computes only where an input is not 0.
 
 Synaptic operations are counted as by Rueckauer et al. 2017 (doi:10.3389/fnins.2017.00682): spikes
-times fan-out, beside the multiply-accumulates of the same network without spikes, which takes every
-weight at every step. A synapse filter is part of the synapses behind it.
+times fan-out. For comparison there are the multiply-accumulates of the same network without spikes,
+which uses every weight at every step. A synapse filter is part of the synapses that follow it.
 
-Accumulates and multiply-accumulates are told apart as by NeuroBench (Yik et al. 2025,
-doi:10.1038/s41467-025-56739-4, "synaptic operations"): an input that is 0 costs nothing; one of a
-layer that hears only spikes costs an accumulate at each synapse; any other, such as a pixel or a
-filter's trace, which goes on between spikes, a multiply-accumulate there.
+Accumulates and multiply-accumulates are distinguished as by NeuroBench (Yik et al. 2025,
+doi:10.1038/s41467-025-56739-4, "synaptic operations"). An input of 0 costs nothing. Any other input
+costs, at each synapse, an accumulate if all inputs of the layer are spikes, else a
+multiply-accumulate: inputs may be pixels, or a filter's trace, which persists between spikes.
 
 Biases and the arithmetic of neurons and filters are left out.
 """
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,52 +25,77 @@ from torch.nn import functional
 from ..spiking import LinearRecurrentContainer, SequenceModule, SynapseFilter
 
 # Joules of an operation in 32-bit floating point, 45 nm. Source: Horowitz 2014,
-# doi:10.1109/ISSCC.2014.6757323: 0.9 pJ an addition, 3.7 pJ a multiplication.
+# doi:10.1109/ISSCC.2014.6757323: 0.9 pJ for an addition, 3.7 pJ for a multiplication.
 ACCUMULATE, MULTIPLY_ACCUMULATE = 0.9e-12, 4.6e-12
 
-HEARD = (nn.Linear, nn.Conv1d, nn.Conv2d, LinearRecurrentContainer, SynapseFilter)
+HOOKED = (nn.Linear, nn.Conv1d, nn.Conv2d, LinearRecurrentContainer, SynapseFilter)
 
 
 @dataclass(frozen=True)
-class Energy:
-    """Operations a picture; the module says how they are counted."""
+class Operations:
+    """Operations per picture; the module's docstring defines how they are counted."""
 
     synaptic_operations: float  # spikes times fan-out
-    accumulates: float  # at synapses that hear spikes
-    multiply_accumulates: float  # at synapses that hear anything else
+    accumulates: float  # in layers whose inputs are spikes
+    multiply_accumulates: float  # in the other layers
     dense_multiply_accumulates: float  # of the same network without spikes
 
     @property
     def joules(self) -> float:
-        """Of the spiking network, operations only; memory and leakage are left out."""
+        """The energy of the operations alone, without memory and leakage."""
         accumulates = self.accumulates * ACCUMULATE
         return accumulates + self.multiply_accumulates * MULTIPLY_ACCUMULATE
 
     @property
     def dense_joules(self) -> float:
-        """Of the same network without spikes."""
+        """The same for the network without spikes."""
         return self.dense_multiply_accumulates * MULTIPLY_ACCUMULATE
 
 
-@dataclass
-class _Tally:
-    """What has come to the synapses of one layer."""
+@torch.no_grad()
+def count_operations(model: nn.Module, batches: Iterable[Tensor]) -> Operations:
+    """Count the operations of `model` on pictures, without changing either.
 
-    operations: float = 0.0
-    dense: float = 0.0
-    spikes: bool = True  # nothing but 0 and 1 so far
+    The weights of Linear, Conv1d, Conv2d and LinearRecurrentContainer are counted, no others.
 
-    def add(self, layer: nn.Module, x: Tensor) -> None:
-        """Add the input x of the layer."""
-        self.operations += reached(layer, x)
-        self.dense += reached(layer, torch.ones_like(x))
-        self.spikes = self.spikes and _only_spikes(x)
+    Args:
+        batches: pictures [N, H, W] as the network receives them.
+    Raises:
+        ValueError: no pictures; a recurrent container or a filter that another module runs step by
+            step, so that its hook is not called; a filter's output that is modified before the
+            next layer.
+    """
+    counter, pictures = _Counter(), 0
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, HOOKED):
+                _refuse_nested(model, name, module)
+                hook = partial(counter.hook, name)
+                handle = module.register_forward_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+        for x in batches:
+            model(x)
+            counter.end_batch()
+            pictures += len(x)
+    if not pictures:
+        raise ValueError("there are no pictures to count operations on")
+    return counter.operations(pictures)
 
 
-def reached(layer: nn.Module, x: Tensor) -> float:
-    """How many synapses of a layer lead from the elements of x that are not 0.
+def _refuse_nested(model: nn.Module, name: str, module: nn.Module) -> None:
+    parts = name.split(".") if name else []
+    around = [model.get_submodule(".".join(parts[:n])) for n in range(len(parts))]
+    if not isinstance(module, LinearRecurrentContainer | SynapseFilter):
+        return
+    if any(isinstance(outer, SequenceModule) for outer in around):
+        kind = "filter" if isinstance(module, SynapseFilter) else "container"
+        raise ValueError(f"{name}: operations of a {kind} in a container cannot be counted")
 
-    A convolution with every weight 1 counts them at its outputs; padding is taken for 0.
+
+def active_synapses(layer: nn.Module, x: Tensor) -> float:
+    """The number of a layer's synapses whose input, in x, is not 0.
+
+    A convolution of ones counts them at its outputs; padding counts as 0.
     """
     if isinstance(layer, nn.Linear):
         return float((x != 0).sum().item() * layer.out_features)
@@ -81,15 +106,33 @@ def reached(layer: nn.Module, x: Tensor) -> float:
     return float(convolve(active, ones, None, *shape).sum().item())
 
 
+def _only_spikes(x: Tensor) -> bool:
+    return bool(((x == 0) | (x == 1)).all())
+
+
+@dataclass
+class _Tally:
+    """The inputs of one layer so far."""
+
+    active: float = 0.0  # synapses whose input is not 0
+    dense: float = 0.0  # all synapses
+    only_spikes: bool = True
+
+    def add(self, layer: nn.Module, x: Tensor) -> None:
+        self.active += active_synapses(layer, x)
+        self.dense += active_synapses(layer, torch.ones_like(x))
+        self.only_spikes &= _only_spikes(x)
+
+
 @dataclass
 class _Trace:
-    """What a filter has made of its source."""
+    """A filter's output, and its input or, behind another filter, that filter's."""
 
     name: str
     output: Tensor
     source: Tensor
-    reached: bool = False  # another layer, as it is
-    strangers: list[str] = field(default_factory=list)  # layers that then heard something unknown
+    used: bool = False  # a layer has received it unmodified
+    suspect: str = ""  # a layer that has received what may be the trace, modified
 
     def is_in(self, x: Tensor) -> bool:
         """Whether x is the output, in the same or another shape."""
@@ -97,19 +140,15 @@ class _Trace:
         return x is self.output or (same and x.is_contiguous() and self.output.is_contiguous())
 
 
-def _only_spikes(x: Tensor) -> bool:
-    return bool(((x == 0) | (x == 1)).all())
-
-
-class _Listener:
-    """Hears, by forward hooks, what comes to every layer with synapses."""
+class _Counter:
+    """Counts, in forward hooks, the inputs of every layer with synapses."""
 
     def __init__(self) -> None:
-        self.heard: dict[str, _Tally] = {}
-        self.through_filters: dict[str, _Tally] = {}
+        self._inputs: dict[str, _Tally] = {}
+        self._sources: dict[str, _Tally] = {}  # a filter's input in place of its output
         self._traces: list[_Trace] = []
 
-    def hear(
+    def hook(
         self,
         name: str,
         module: nn.Module,
@@ -117,10 +156,10 @@ class _Listener:
         named_inputs: dict[str, Tensor],
         output: Tensor,
     ) -> None:
-        """The hook of a module that has run.
+        """Called after a module has run.
 
-        The synapses of a recurrent container hear its input and, one step later, its output, which
-        may be spikes where the input is not; those of the last step are counted as the rest.
+        A recurrent container's synapses receive its input and, one step later, its output, which
+        may be spikes where the input is not; the output of the last step is counted too.
         """
         (x,) = (*inputs, *named_inputs.values())
         if isinstance(module, SynapseFilter):
@@ -133,19 +172,19 @@ class _Listener:
             self._add(name, module, x)
 
     def _add(self, name: str, layer: nn.Module, x: Tensor) -> None:
-        self.heard.setdefault(name, _Tally()).add(layer, x)
+        self._inputs.setdefault(name, _Tally()).add(layer, x)
         source = self._source(x)
         if source is not None:
-            self.through_filters.setdefault(name, _Tally()).add(layer, source)
+            self._sources.setdefault(name, _Tally()).add(layer, source)
         elif not _only_spikes(x):
             for trace in self._traces:
-                trace.strangers.append(name)
+                trace.suspect = trace.suspect or name
 
     def _source(self, x: Tensor) -> Tensor | None:
-        """What went into the filter, or the first of several, that x came out of, shaped as x."""
+        """The input, shaped as x, of the filter whose output x is; None: of no filter."""
         for trace in self._traces:
             if trace.is_in(x):
-                trace.reached = True
+                trace.used = True
                 return trace.source.reshape(x.shape)
         return None
 
@@ -153,62 +192,25 @@ class _Listener:
         """Forget the traces.
 
         Raises:
-            ValueError: a trace of spikes has come to no layer, though one heard something unknown.
+            ValueError: a trace of spikes has reached no layer unmodified, though one received
+                something else than spikes.
         """
         for trace in self._traces:
-            if trace.strangers and not trace.reached and _only_spikes(trace.source):
+            if trace.suspect and not trace.used and _only_spikes(trace.source):
                 raise ValueError(
-                    f"{trace.name}: its output is changed before {trace.strangers[0]} hears it, "
-                    "so that synaptic operations cannot be counted; hand it on as it is"
+                    f"{trace.name}: its output is modified before {trace.suspect} receives it, so "
+                    "synaptic operations cannot be counted; pass it on unmodified"
                 )
         self._traces.clear()
 
-
-@torch.no_grad()
-def measure(model: nn.Module, batches: Iterable[Tensor]) -> Energy:
-    """Count the operations of `model` on pictures; neither is changed.
-
-    Linear, Conv1d, Conv2d and LinearRecurrentContainer are counted, other weights are not.
-
-    Args:
-        batches: pictures [N, H, W] as the network is given them.
-    Raises:
-        ValueError: no pictures; a recurrent container or a filter that is run step by step inside
-            another module over time, so that it cannot be heard; a filter's output that is changed
-            on its way to the next layer.
-    """
-    listener, pictures = _Listener(), 0
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, HEARD):
-                _refuse_nested(model, name, module)
-                hear = partial(listener.hear, name)
-                hook = module.register_forward_hook(hear, with_kwargs=True)
-                stack.callback(hook.remove)
-        for x in batches:
-            model(x)
-            listener.end_batch()
-            pictures += len(x)
-    if not pictures:
-        raise ValueError("there are no pictures to count operations on")
-    heard = listener.heard
-    behind = {name: tally for name, tally in listener.through_filters.items() if tally.spikes}
-    accumulates = sum(tally.operations for tally in heard.values() if tally.spikes)
-    others = sum(tally.operations for tally in heard.values() if not tally.spikes)
-    through_filters = sum(t.operations for name, t in behind.items() if not heard[name].spikes)
-    dense = sum(tally.dense for tally in heard.values())
-    return Energy(
-        (accumulates + through_filters) / pictures,
-        accumulates / pictures,
-        others / pictures,
-        dense / pictures,
-    )
-
-
-def _refuse_nested(model: nn.Module, name: str, module: nn.Module) -> None:
-    parts = name.split(".") if name else []
-    around = [model.get_submodule(".".join(parts[:n])) for n in range(len(parts))]
-    by_steps = any(isinstance(outer, SequenceModule) for outer in around)
-    if isinstance(module, LinearRecurrentContainer | SynapseFilter) and by_steps:
-        kind = "filter" if isinstance(module, SynapseFilter) else "container"
-        raise ValueError(f"{name}: operations of a {kind} in a container cannot be counted")
+    def operations(self, pictures: int) -> Operations:
+        """Per picture."""
+        inputs = self._inputs.values()
+        spikes = sum(tally.active for tally in inputs if tally.only_spikes)
+        others = sum(tally.active for tally in inputs if not tally.only_spikes)
+        traces = {name for name, tally in self._inputs.items() if not tally.only_spikes}
+        sources = [tally for name, tally in self._sources.items() if name in traces]
+        filtered = sum(tally.active for tally in sources if tally.only_spikes)
+        dense = sum(tally.dense for tally in inputs)
+        totals = (spikes + filtered, spikes, others, dense)
+        return Operations(*(total / pictures for total in totals))

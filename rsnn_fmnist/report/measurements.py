@@ -1,135 +1,196 @@
-"""What the records of a group of runs do not tell: parameters, cost of a picture, memory.
+"""What records do not contain: a model's parameters, the cost of a picture, memory curves.
 
-Parameters come from building the model, the rest from weights (latest.pt) on the test pictures.
+Parameters come from building the model, the rest from running a run's latest weights on the test
+pictures.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..building import build_model
-from ..config import Machine
-from ..data.fashion_mnist import Pictures
+from ..config import Experiment, Machine
+from ..data import splits
+from ..data.loader import Loader
+from ..data.pictures import Pictures
+from ..device import choose_device, configure
 from ..errors import RunError, warn
-from ..models import MODELS
-from ..session import Session
-from . import inspect, memory_curve
-from .energy import Energy
-from .memory_curve import Memory
+from ..models import MODELS, build_model
+from ..session import Session, evaluating, open_session
+from ..storage import checkpoint
+from ..storage.resume import check_experiment, newest
+from .energy import Operations, count_operations
+from .memory_curve import MemoryCurves, measure_curves
 from .records import Run
-from .statistics import Group
+from .statistics import Comparison, Group, compare
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A group, its model's parameters (None: unknown), and what its runs with weights gave, by
-    seed.
+class ModelResult:
+    """A model's results with one setting.
+
+    Attributes:
+        parameters: of the model; None: unknown.
+        operations, curves: by seed, of the runs whose weights were measured.
     """
 
     group: Group
     parameters: int | None = None
-    energies: dict[int, Energy] = field(default_factory=dict)
-    memories: dict[int, Memory] = field(default_factory=dict)
+    operations: dict[int, Operations] = field(default_factory=dict)
+    curves: dict[int, MemoryCurves] = field(default_factory=dict)
 
-    def energy(self, name: str) -> float | None:
-        """A field of Energy, averaged over the seeds."""
-        values = [getattr(cost, name) for cost in self.energies.values()]
+    def mean_operations(self, name: str) -> float | None:
+        """A field of Operations, averaged over the seeds."""
+        values = [getattr(operations, name) for operations in self.operations.values()]
         return mean(values) if values else None
 
 
-Section = list[Entry]  # the entries of one setting
+@dataclass(frozen=True)
+class Section:
+    """The results of one setting.
 
-
-class Measurer:
-    """Makes entries.
-
-    Args:
-        machine: where pictures are, and the device.
-        with_memory: measure memory too, and refuse to go without pictures.
+    Attributes:
+        example: a test picture, columns of pixels uint8 [T, H]; None if no curve was measured.
     """
 
-    def __init__(self, machine: Machine, *, with_memory: bool) -> None:
-        self.machine = machine
-        self.with_memory = with_memory
-        self._pictures: dict[str, Pictures | None] = {}
+    models: list[ModelResult]
+    comparisons: list[Comparison]
+    example: Tensor | None = None
+
+    @property
+    def setting(self) -> Experiment:
+        return self.models[0].group.setting
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for model in self.models for run in model.group.runs]
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Makes the report's sections.
+
+    Args:
+        machine: where the pictures are, and the device.
+        with_curves: measure memory curves too; fails if there are no pictures.
+    """
+
+    machine: Machine
+    with_curves: bool
+    _pictures: dict[str, Pictures | None] = field(default_factory=dict)
 
     def sections(self, settings: Sequence[Sequence[Group]]) -> list[Section]:
-        """An entry for each group; a bar shows how far that is, on a terminal.
+        """A section for the groups of each setting; shows a progress bar on a terminal.
 
         Raises:
-            RunError: no run has the weights that memory takes.
+            RunError: scipy is missing; memory curves are wanted, but no run has weights.
         """
         count = sum(len(group.runs) for groups in settings for group in groups)
         with tqdm(desc="measuring", total=count, unit="run", leave=False, disable=None) as bar:
-            sections = [[self.entry(group, bar.update) for group in groups] for groups in settings]
-        if self.with_memory and not any(e.memories for section in sections for e in section):
-            raise RunError("--memory: no run here has weights (latest.pt) that can be looked at")
+            sections = [self._section(groups, bar.update) for groups in settings]
+        if self.with_curves and not any(section.example is not None for section in sections):
+            raise RunError("--memory: none of these runs has usable weights (latest.pt)")
         return sections
 
-    def entry(self, group: Group, done: Callable[[int], object]) -> Entry:
-        """Measure what can be had; what cannot is warned of, once, and left out."""
+    def _section(self, groups: Sequence[Group], done: Callable[[int], object]) -> Section:
+        comparisons = compare(groups)
+        models = [self._result(group, done) for group in groups]
+        pictures = self._pictures.get(groups[0].setting.dataset)
+        example = pictures.columns[0] if pictures and any(m.curves for m in models) else None
+        return Section(models, comparisons, example)
+
+    def _result(self, group: Group, done: Callable[[int], object]) -> ModelResult:
+        """Measure what can be measured; warn about the rest, and leave it out."""
         if group.model not in MODELS:
             warn(
-                f"{group.model}: not registered, so that its parameters are not counted and its "
-                "weights not looked at; a model of your own takes --models-file"
+                f"{group.model}: not registered, so its parameters are not counted and its weights "
+                "are not used; a model of your own needs --models-file"
             )
             done(len(group.runs))
-            return Entry(group)
+            return ModelResult(group)
         parameters = sum(p.numel() for p in build_model(group.experiment).parameters())
-        entry = Entry(group, parameters)
+        result = ModelResult(group, parameters)
         for run in group.runs:
-            self._measure(run, entry)
+            self._add_run(result, run)
             done(1)
-        return entry
+        return result
 
-    def pictures(self, dataset: str) -> Pictures | None:
-        """The test pictures, loaded once; None where they cannot be had."""
+    def _add_run(self, result: ModelResult, run: Run) -> None:
+        """Add what the run's weights give; nothing without usable weights or pictures."""
+        try:
+            model = trained_model(run)
+        except RunError as error:
+            warn(f"{error}; its weights are not used")
+            return
+        pictures = None if model is None else self._test_pictures(run.experiment.dataset)
+        if pictures is None:
+            return
+        seed = run.experiment.seed
+        session = open_test(run.experiment, self.machine, pictures, model)
+        try:
+            with evaluating(session):
+                batches = (x for x, _ in session.test.in_order())
+                result.operations[seed] = count_operations(session.model, batches)
+        except ValueError as error:
+            warn(f"{run.path}: operations are not counted: {error}")
+        if self.with_curves:
+            result.curves[seed] = measure_curves(session, pictures)
+
+    def _test_pictures(self, dataset: str) -> Pictures | None:
+        """The test pictures, loaded once; None if they cannot be loaded."""
         if dataset not in self._pictures:
             try:
-                self._pictures[dataset] = inspect.test_pictures(dataset, self.machine)
+                self._pictures[dataset] = test_pictures(dataset, self.machine)
             except RunError as error:
-                if self.with_memory:
+                if self.with_curves:
                     raise
                 warn(f"operations are not counted: {error}")
                 self._pictures[dataset] = None
         return self._pictures[dataset]
 
-    def example(self, dataset: str) -> Tensor:
-        """The first test picture, uint8 [T, H], columns of pixels."""
-        pictures = self.pictures(dataset)
-        assert pictures is not None  # something was measured on them
-        return pictures.columns[0]
 
-    def _measure(self, run: Run, entry: Entry) -> None:
-        """Enter what the run's weights give."""
-        session = self._session(run)
-        if session is None:
-            return
-        try:
-            entry.energies[run.experiment.seed] = inspect.cost(session)
-        except ValueError as error:
-            warn(f"{run.path}: operations are not counted: {error}")
-        pictures = self.pictures(run.experiment.dataset)
-        if self.with_memory and pictures:
-            entry.memories[run.experiment.seed] = memory_curve.measure(session, pictures)
+def trained_model(run: Run) -> nn.Module | None:
+    """The run's model with its latest weights; None: it has none.
 
-    def _session(self, run: Run) -> Session | None:
-        """The run's network on the test pictures; None without weights, pictures, or a fit."""
-        try:
-            weights = inspect.weights_of(run.path, run.experiment)
-        except RunError as error:
-            warn(f"{error}; its weights are not looked at")
-            return None
-        pictures = self.pictures(run.experiment.dataset) if weights else None
-        if not weights or not pictures:
-            return None
-        session = inspect.open_test(run.experiment, self.machine, pictures)
-        try:
-            inspect.take_weights(session, weights, run.path)
-        except RunError as error:
-            warn(f"{error}; its weights are not looked at")
-            return None
-        return session
+    Raises:
+        RunError: they are damaged, or another run's.
+    """
+    content = newest(run.path)
+    if content is None:
+        return None
+    kept = checkpoint.experiment_of(content, run.path)
+    if replace(kept, epochs=run.experiment.epochs) != run.experiment:  # it may have been extended
+        raise RunError(f"{run.path}: its config.toml and its weights have different settings")
+    model = build_model(run.experiment)
+    checkpoint.load_weights(model, content["model"], run.path)
+    return model
+
+
+def test_pictures(dataset: str, machine: Machine) -> Pictures:
+    """The test pictures of a dataset."""
+    return splits.load(dataset, machine.data_root(), download=machine.download).test
+
+
+def open_test(
+    experiment: Experiment,
+    machine: Machine,
+    pictures: Pictures | None = None,
+    model: nn.Module | None = None,
+) -> Session:
+    """A session of the experiment that is used for testing only.
+
+    Args:
+        pictures: to test on; None: loaded here.
+        model: of the experiment; None: an untrained one.
+    """
+    check_experiment(experiment, machine)
+    device = choose_device(machine.device)
+    configure(machine)
+    if pictures is None:
+        pictures = test_pictures(experiment.dataset, machine)
+    test = Loader(pictures, device, normalize=experiment.normalize)
+    return open_session(
+        experiment, device, build_model(experiment) if model is None else model, (test, None, test)
+    )

@@ -1,10 +1,10 @@
-"""How far back a network remembers: its test accuracy from a part of each picture's columns.
+"""How far back a network remembers: its test accuracy from part of each picture's columns.
 
-    read      rates over the first t columns, t = 1 to T
-    blanked   whole pictures whose first k columns are blank, k = 0 to T
+    read      from the rates over the first t columns, t = 1 to T
+    blanked   on pictures whose first k columns are blank, k = 0 to T
 
-A blank column has pixels 0, which is the background of the pictures, before they are normalised.
-Both ends are the ordinary test accuracy: read at t = T, blanked at k = 0.
+A blank column has pixels of 0, the background of the pictures, before normalization. Both curves
+include the ordinary test accuracy: read at t = T, blanked at k = 0.
 """
 
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.fashion_mnist import CLASSES, SIDE, Pictures
-from ..data.loader import EVALUATION_BATCH, Loader, batch_indices
+from ..data.loader import Loader
+from ..data.pictures import CLASSES, SIDE, Pictures
 from ..errors import warn
 from ..interrupt import Interrupt
-from ..session import Session
+from ..metrics import ranks
+from ..session import Session, evaluating
 from ..spiking import record
 from ..spiking.monitor import Recording
-from ..tracking.diagnostics import evaluating
 from ..training.loop import evaluate
-from ..training.step import ranks
+from ..training.step import Evaluation
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryCurves:
     """Test accuracies in percent.
 
-    read[t - 1] is that after t columns; None where a model's answer is no mean of spikes.
+    read[t - 1] is that after t columns; None for a model whose scores are not a mean of spikes.
     blanked[k] is that without the first k columns.
     """
 
@@ -36,40 +36,37 @@ class Memory:
     blanked: list[float]
 
 
-def measure(session: Session, pictures: Pictures) -> Memory:
-    """Measure both on `pictures`, which are those that session.test hands out."""
+def measure_curves(session: Session, pictures: Pictures) -> MemoryCurves:
+    """Measure both curves on `pictures`, which are those of session.test."""
     read = None
     try:
         read = after_columns(session)
     except ValueError as error:
         warn(f"{session.experiment.model}: accuracy after each column is left out: {error}")
-    return Memory(read, [without_columns(session, pictures, k) for k in range(SIDE + 1)])
+    return MemoryCurves(read, [without_columns(session, pictures, k) for k in range(SIDE + 1)])
 
 
 def without_columns(session: Session, pictures: Pictures, k: int) -> float:
-    """Test accuracy, in percent, when the first k columns are blank."""
+    """Test accuracy, in percent, with the first k columns blank."""
     columns = pictures.columns.clone()  # [M, T, H]
     columns[:, :k] = 0
     blank = Pictures(columns, pictures.labels)
     loader = Loader(blank, session.device, normalize=session.experiment.normalize)
-    sums, _ = evaluate(session, loader, Interrupt())
+    sums, _ = evaluate(session, Evaluation(session, loader), Interrupt())
     return sums.means()[1]
 
 
 def after_columns(session: Session) -> list[float]:
-    """Test accuracy, in percent, of the rates over the first t columns, t = 1 to T.
+    """Test accuracy, in percent, from the rates over the first t columns, t = 1 to T.
 
-    One pass is enough: what the network does with the first t columns does not depend on the rest.
+    One pass is enough: what the network does in the first t steps does not depend on later columns.
 
     Raises:
-        ValueError: the answer is not the mean of the last neurons' spikes.
+        ValueError: the scores are not the mean of the last neurons' spikes.
     """
     hits = torch.zeros(SIDE, dtype=torch.int64, device=session.device)
-    order = torch.arange(len(session.test), device=session.device)
     with evaluating(session):
-        for x, labels in session.test.batches(
-            batch_indices(order, EVALUATION_BATCH, drop_last=False)
-        ):
+        for x, labels in session.test.in_order():
             with record(session.model) as recording:
                 scores = session.model(x)
             hits += _hits(_spikes(recording, scores), labels)
@@ -77,20 +74,20 @@ def after_columns(session: Session) -> list[float]:
 
 
 def _spikes(recording: Recording, scores: Tensor) -> Tensor:
-    """The spikes [T, N, 10] whose mean over T the scores are."""
+    """The spikes [T, N, 10] whose mean over T is the scores [N, 10]."""
     s = recording[list(recording)[-1]].s if len(recording) else scores[None]
     if s.shape != (SIDE, len(scores), CLASSES):
-        raise ValueError("its last neurons are not one a class, stepping once a column")
+        raise ValueError("its last neurons are not one per class, with one step per column")
     if not torch.allclose(s.float().mean(0), scores.float(), atol=1e-2):  # a spike is 1 / 28
-        raise ValueError("its answer is not the mean of its last neurons' spikes")
+        raise ValueError("its scores are not the mean of its last neurons' spikes")
     return s
 
 
 def _hits(s: Tensor, labels: Tensor) -> Tensor:
-    """Of the spikes s [T, N, 10] -> how many answers are right after each step, [T].
+    """Spikes s [T, N, 10] -> how many pictures are classified correctly after each step, [T].
 
-    Counts of spikes stand for their mean: they order the classes alike, ties included.
+    Spikes are counted, not averaged: counts order the classes as their means do, ties included.
     """
     counts = s.cumsum(0, dtype=torch.float32).flatten(0, 1)  # [T * N, 10]
-    right = ranks(counts, labels.repeat(len(s))) == 0
-    return right.reshape(len(s), -1).sum(1)
+    correct = ranks(counts, labels.repeat(len(s))) == 0
+    return correct.reshape(len(s), -1).sum(1)

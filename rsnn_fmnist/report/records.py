@@ -1,12 +1,12 @@
-"""What runs have left, read back and checked: settings, metrics, machine.
+"""What runs have recorded, read back and checked: settings, metrics, machine.
 
-A run is a directory that holds metrics.jsonl, with config.toml beside it; weights need not be there
-and are not looked at. Runs may be unfinished, and may be read while they are being written.
+A run is a directory with metrics.jsonl and config.toml; its weights are not read here. A run may be
+unfinished, or still in progress.
 """
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,17 +14,16 @@ from typing import Any
 
 from .. import config
 from ..config import Experiment
-from ..errors import RunError, UsageError, warn
-from ..session import Row, best_metric
+from ..errors import RunError, UsageError, first_line, warn
+from ..session import Row, best_metric, best_row
 from ..storage.run_directory import CONFIG, ENVIRONMENT, METRICS
 
 TIMINGS = ("train_images_per_second", "test_images_per_second", "seconds")
-ACCURACIES = ("train_acc1", "test_acc1")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's records: `rows` has a row of metrics for every epoch done, none or more."""
+    """A run's records: `rows` has a row of metrics for every finished epoch, if there are any."""
 
     path: Path
     experiment: Experiment
@@ -33,30 +32,27 @@ class Run:
 
     @property
     def epochs_done(self) -> int:
-        """Where the run stands on the way to experiment.epochs, skipped epochs included."""
+        """Finished epochs of experiment.epochs; skipped ones (--start-epoch) count."""
         return self.rows[-1]["epoch"] + 1 if self.rows else self.experiment.start_epoch
 
     @property
     def finished(self) -> bool:
         return self.epochs_done >= self.experiment.epochs
 
-    def last(self) -> float:
-        """Test accuracy after the last epoch done, in percent."""
+    def last_accuracy(self) -> float:
+        """Test accuracy after the last finished epoch, in percent."""
         return float(self.rows[-1]["test_acc1"])
 
-    def best(self) -> Row:
-        """The epoch that is best on the held-out pictures or, without them, on the test pictures;
-        the first of equals.
-        """
-        metric = best_metric(self.experiment)
-        return max(self.rows, key=lambda row: (row[metric], -row["epoch"]))
+    def best_row(self) -> Row:
+        """The row of the best epoch; see `session.best_row`."""
+        return best_row(self.experiment, self.rows)
 
     def images_per_second(self) -> float:
-        """Training pictures a second, the median over the epochs."""
+        """Training pictures per second, the median over the epochs."""
         return float(median(row["train_images_per_second"] for row in self.rows))
 
     def seconds(self) -> float:
-        """Time in training and evaluation so far."""
+        """Time spent on training and evaluation so far."""
         return float(sum(row["seconds"] for row in self.rows))
 
 
@@ -65,20 +61,19 @@ def read_all(places: Sequence[Path]) -> list[Run]:
 
     Raises:
         UsageError: no such place.
-        RunError: a place without a run; damaged records; two runs of one experiment and seed that
-            differ.
+        RunError: a place without a run; damaged records; two runs of one experiment and seed with
+            different results.
     """
     runs: dict[Experiment, Run] = {}
     for path in find(places):
         run = read(path)
-        other = runs.setdefault(run.experiment, run)
-        if other is not run:
-            runs[run.experiment] = _one_of(other, run)
+        other = runs.get(run.experiment)
+        runs[run.experiment] = _longer(other, run) if other else run
     return list(runs.values())
 
 
 def find(places: Sequence[Path]) -> list[Path]:
-    """The run directories that the places are or, at any depth, hold, each once."""
+    """The run directories among the places and, at any depth, in them, each once."""
     found: dict[Path, Path] = {}
     for place in places:
         if not place.exists():
@@ -103,14 +98,10 @@ def read(path: Path) -> Run:
     return Run(path, experiment, _rows(path / METRICS, experiment), _environment(path))
 
 
-def _one_of(first: Run, second: Run) -> Run:
-    """Of a run and a copy of it, the one that has come further.
-
-    Counted twice it would falsify every deviation; so would two runs of a seed, of which only
-    whoever made them can say which one counts.
-    """
+def _longer(first: Run, second: Run) -> Run:
+    """The longer of a run and its copy: counted twice, it would falsify every deviation."""
     pairs = zip(first.rows, second.rows, strict=False)
-    if any(_timeless(a) != _timeless(b) for a, b in pairs):
+    if any(_without_timings(a) != _without_timings(b) for a, b in pairs):
         raise RunError(
             f"{first.path} and {second.path}: the same settings and seed, but other results; name "
             "only one of them"
@@ -119,7 +110,7 @@ def _one_of(first: Run, second: Run) -> Run:
     return max(first, second, key=lambda run: len(run.rows))
 
 
-def _timeless(row: Row) -> Row:
+def _without_timings(row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in TIMINGS}
 
 
@@ -127,52 +118,49 @@ def _experiment(path: Path) -> Experiment:
     try:
         settings = config.read_toml(path)
     except UsageError as error:
-        raise RunError(f"{str(error).removeprefix('--config ')}; not as a run left it") from None
-    missing = [name for name in ("model", "seed") if name not in settings]  # the first and the last
-    if missing:
-        raise RunError(f"{path}: damaged: {missing[0]!r} is missing")
+        message = str(error).removeprefix("--config ")
+        raise RunError(f"{message}; restore the file that the run wrote") from None
+    for name in ("model", "seed"):  # the first and the last
+        if name not in settings:
+            raise RunError(f"{path}: damaged: {name!r} is missing")
     return config.from_settings(Experiment, settings)
 
 
 def _rows(path: Path, experiment: Experiment) -> list[Row]:
-    """Every row, checked. A last line that was cut short is an epoch not yet written."""
+    """Every row, checked. A last line that is cut short is an epoch still being written."""
     rows: list[Row] = []
-    for number, line in enumerate(_lines(path), 1):
+    *lines, rest = _text(path).split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError:
             raise RunError(f"{path}: damaged: line {number} is not JSON") from None
-        wrong = _wrong(row, experiment, experiment.start_epoch + number - 1)
-        if wrong:
-            raise RunError(f"{path}: damaged: line {number} {wrong}")
+        problem = _problem(row, experiment, experiment.start_epoch + number - 1)
+        if problem:
+            raise RunError(f"{path}: damaged: line {number} {problem}")
         rows.append(row)
+    if rest:
+        warn(f"{path}: its last line is cut short; the epochs before it are used")
     return rows
 
 
-def _lines(path: Path) -> Iterator[str]:
-    *whole, rest = _text(path).split("\n")
-    yield from whole
-    if rest:
-        warn(f"{path}: its last line is cut short; the epochs before it are used")
-
-
-def _wrong(row: Any, experiment: Experiment, epoch: int) -> str:
-    """What is wrong with the row of an epoch; "" where nothing is."""
+def _problem(row: Any, experiment: Experiment, epoch: int) -> str:
+    """What is wrong with the row of an epoch; "" if nothing is."""
     if not isinstance(row, dict):
-        return "is no row of metrics"
-    accuracies = {*ACCURACIES, best_metric(experiment)}
+        return "is not a row of metrics"
+    accuracies = {"train_acc1", "test_acc1", best_metric(experiment)}
     for name in ("epoch", "train_loss", *sorted(accuracies), "train_images_per_second", "seconds"):
         if type(row.get(name)) not in (int, float) or not math.isfinite(row[name]):
             return f"has no number {name!r}"
         if name in accuracies and not 0 <= row[name] <= 100:
-            return f"has {name} {row[name]}, which is no percentage"
+            return f"has {name} {row[name]}, which is not a percentage"
     if row["epoch"] != epoch or epoch >= experiment.epochs:
         return f"is epoch {row['epoch']}, not {epoch} of 0 to {experiment.epochs - 1}"
     return ""
 
 
 def _environment(run: Path) -> dict[str, Any]:
-    """What is known of the machine: nothing where environment.json is not there."""
+    """The facts about the machine; none without environment.json."""
     path = run / ENVIRONMENT
     if not path.exists():
         return {}
@@ -181,7 +169,7 @@ def _environment(run: Path) -> dict[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise RunError(f"{path}: damaged: is no JSON object")
+        raise RunError(f"{path}: damaged: not a JSON object")
     return facts
 
 
@@ -189,6 +177,6 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise RunError(f"{path}: damaged: is no UTF-8 text") from None
+        raise RunError(f"{path}: damaged: not UTF-8 text") from None
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise RunError(f"{path}: cannot be read ({first_line(error)})") from None

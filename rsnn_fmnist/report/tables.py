@@ -1,186 +1,171 @@
-"""The report in words and tables, as Markdown; what cannot be had is "-".
+"""The report as text: Markdown tables, rounded, and CSV files, unrounded.
 
-Measuring and comparing is done elsewhere; csv_files.py has the numbers in full.
+A value that does not exist is "-" in a table, and empty in a CSV file.
 """
 
+import csv
+import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from statistics import mean
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..tracking.tracker import clock
-from .measurements import Section
+from ..tracking.console import clock
+from .measurements import ModelResult, Section
 from .records import Run
-from .statistics import Group, Spread, flags, pairs, spread, welch
+from .statistics import Spread, flags, spread
 
-COLUMNS = (7, 14, 21, 28)  # of the memory table; the curves have all
+COLUMNS = (7, 14, 21, 28)  # of the memory table; memory.csv has all
 Cell = str | int | float | None
 Rows = list[list[Cell]]
-Measure = tuple[str, Callable[[Group], list[float]]]
 
 NOTES = """\
-Accuracies: mean ± standard deviation over the seeds; every seed counts. Differences: Welch's t-test
-with its 95 % confidence interval, not corrected for the number of comparisons.
+Accuracies: mean ± standard deviation over the seeds; no seed is left out. Differences:
+Welch's t-test with its 95 % confidence interval, not corrected for multiple comparisons.
 
-Images/s: training pictures a second, the median over the epochs of a run, averaged over the runs.
-Trained on: {machines}; {time} (h:mm:ss) in all, one run after the other.
+Images/s: training pictures per second, the median over the epochs of a run, averaged over the runs.
+Trained on: {machines}; {time} (h:mm:ss) in total, one run after the other.
 
-Operations are those of one picture, averaged over the test pictures and over the runs that have
-weights. Synaptic operations: spikes times fan-out (Rueckauer et al. 2017,
-doi:10.3389/fnins.2017.00682). Multiply-accumulates: those that remain where a layer hears pixels or
-a trace rather than spikes (as NeuroBench tells them apart, Yik et al. 2025,
-doi:10.1038/s41467-025-56739-4), and those of the same network without spikes, which takes every
-weight at every step.
+Operations are per picture, averaged over the test pictures and over the runs that have weights.
+Synaptic operations: spikes times fan-out (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682).
+Multiply-accumulates: those that remain in layers whose inputs are pixels or a filter's trace, not
+spikes (as NeuroBench distinguishes them, Yik et al. 2025, doi:10.1038/s41467-025-56739-4). Without
+spikes: the multiply-accumulates of the same network without spikes, which uses every weight at
+every step.
 """
 
+HEADERS = {
+    "results.csv": "model settings seeds last_mean last_deviation best_mean best_deviation "
+    "best_chosen_on parameters images_per_second synaptic_operations accumulates "
+    "multiply_accumulates dense_multiply_accumulates seeds_with_weights",
+    "differences.csv": "settings measure model minus difference low high p",
+    "runs.csv": "run model settings seed epochs_done epochs last_test_acc1 best_test_acc1 "
+    "best_epoch best_chosen_on images_per_second seconds device_name backend threads",
+    "memory.csv": "model settings seed what columns test_acc1",
+}
 
-def text(sections: Sequence[Section]) -> str:
-    """The whole report, as Markdown that can be read as it is."""
-    runs = [run for section in sections for entry in section for run in entry.group.runs]
-    parts = [part for section in sections for part in section_text(section)]
+
+def markdown(sections: Sequence[Section]) -> str:
+    """The whole report."""
+    runs = [run for section in sections for run in section.runs]
+    parts = [part for section in sections for part in section_parts(section)]
     notes = NOTES.format(machines=machines(runs), time=clock(sum(run.seconds() for run in runs)))
     return "\n\n".join(["# Report", *parts, notes])
 
 
-def section_text(section: Section) -> list[str]:
+def section_parts(section: Section) -> list[str]:
     """The paragraphs and tables of one setting."""
-    setting = section[0].group.setting
-    named = flags(setting)
-    pictures = "FashionMNIST" if setting.dataset == "fashion-mnist" else "drawn (synthetic)"
+    changed, held_out = flags(section.setting), section.setting.val_size
+    pictures = "FashionMNIST" if section.setting.dataset == "fashion-mnist" else "synthetic"
+    chosen_on = f"{held_out:,} held-out pictures" if held_out else "the test pictures themselves"
     parts = [
-        f"## With `{named}`" if named else "## Default settings",
-        f"Accuracy in percent on the {pictures} test pictures. {chosen_on(section[0].group)}",
+        f"## With `{changed}`" if changed else "## Default settings",
+        f"Accuracy in percent on the {pictures} test pictures. The best epoch is chosen on "
+        f"{chosen_on}{'' if held_out else ', which is optimistic'}.",
         results(section),
-        *unfinished(section),
-        *[differences(section, measure) for measure in measures(section)],
-        "After the last epoch, every seed:",
+        unfinished(section),
+        *differences(section),
+        "Test accuracy of every seed after its last epoch:",
         seeds(section),
     ]
-    if any(entry.memories for entry in section):
-        parts += ["From a part of each picture's columns:", memory(section)]
+    if any(model.curves for model in section.models):
+        parts += ["Test accuracy from part of each picture's columns:", memory(section)]
     return [part for part in parts if part]
 
 
-def chosen_on(group: Group) -> str:
-    """How the best epoch was chosen."""
-    if group.setting.val_size:
-        return f"The best epoch is chosen on {group.setting.val_size:,} held-out pictures."
-    return "The best epoch is chosen on the test pictures themselves, which is optimistic."
-
-
 def results(section: Section) -> str:
-    held_out = section[0].group.setting.val_size
-    header = [
-        "model",
-        "seeds",
-        "last epoch",
-        "best epoch on held-out" if held_out else "best epoch (optimistic)",
-        "parameters",
-        "images/s",
-        "synaptic operations",
-        "multiply-accumulates",
-        "without spikes",
-    ]
+    best = "best epoch on held-out" if section.setting.val_size else "best epoch (optimistic)"
+    header = ["model", "seeds", "last epoch", best, "parameters", "images/s"]
+    header += ["synaptic operations", "multiply-accumulates", "without spikes"]
     rows: Rows = [
         [
-            entry.group.model,
-            len(entry.group.begun()),
-            _accuracy(spread(entry.group.last())),
-            _accuracy(spread(entry.group.best())),
-            _count(entry.parameters),
-            _count(images_per_second(entry.group)),
-            _count(entry.energy("synaptic_operations")),
-            _count(entry.energy("multiply_accumulates")),
-            _count(entry.energy("dense_multiply_accumulates")),
+            model.group.model,
+            len(model.group.started()),
+            _accuracy(spread(model.group.last_accuracies())),
+            _accuracy(spread(model.group.best_accuracies())),
+            _count(model.parameters),
+            _count(model.group.images_per_second()),
+            _count(model.mean_operations("synaptic_operations")),
+            _count(model.mean_operations("multiply_accumulates")),
+            _count(model.mean_operations("dense_multiply_accumulates")),
         ]
-        for entry in section
+        for model in section.models
     ]
-    return markdown(header, rows)
+    return table(header, rows)
 
 
-def unfinished(section: Section) -> list[str]:
-    """A paragraph that names the runs that are not finished; none where all are."""
-    named = [
-        f"{run.experiment.model} seed {run.experiment.seed}: {_how_far(run)}"
-        for entry in section
-        for run in entry.group.runs
+def unfinished(section: Section) -> str:
+    """A paragraph that lists the unfinished runs; "" if there are none."""
+    runs = [
+        f"{run.experiment.model} seed {run.experiment.seed}: {_epochs(run)}"
+        for run in section.runs
         if not run.finished
     ]
-    if not named:
-        return []
-    how = "counted with the last epoch they have; those without one are left out"
-    return [f"**Unfinished**, {how}: {'; '.join(named)}."]
+    how = "counted with their last epoch; those without a finished epoch are left out"
+    return f"**Unfinished runs**, {how}: {'; '.join(runs)}." if runs else ""
 
 
-def measures(section: Section) -> list[Measure]:
-    """The accuracies by which models are compared: none that is chosen on the test pictures."""
-    last: Measure = ("last epoch", Group.last)
-    best: Measure = ("best epoch on held-out", Group.best)
-    return [last, best] if section[0].group.setting.val_size else [last]
-
-
-def differences(section: Section, measure: Measure) -> str:
-    """Every two models; "" where there is one only."""
-    name, values = measure
-    rows: Rows = []
-    for a, b in pairs([entry.group for entry in section]):
-        found = welch(values(a), values(b))
+def differences(section: Section) -> list[str]:
+    """A table for each accuracy by which models are compared."""
+    tables: dict[str, Rows] = {}
+    for comparison in section.comparisons:
+        models, found = f"{comparison.model} minus {comparison.minus}", comparison.difference
         interval = "-" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
         p = "-" if found.p is None else f"{found.p:.2g}"
-        rows.append([f"{a.model} minus {b.model}", f"{found.mean:+.2f}", interval, p])
-    if not rows:
-        return ""
-    return markdown([f"difference, {name}", "points", "95 % interval", "p"], rows)
+        row: list[Cell] = [models, f"{found.points:+.2f}", interval, p]
+        tables.setdefault(comparison.accuracy, []).append(row)
+    return [
+        table([f"difference, {accuracy}", "points", "95 % interval", "p"], rows)
+        for accuracy, rows in tables.items()
+    ]
 
 
 def seeds(section: Section) -> str:
-    """A row a seed, a column a model."""
-    by_seed: dict[int, dict[str, Run]] = {}
-    for entry in section:
-        for run in entry.group.runs:
-            by_seed.setdefault(run.experiment.seed, {})[run.experiment.model] = run
-    models = [entry.group.model for entry in section]
+    """One row per seed, one column per model."""
+    runs = {(run.experiment.seed, run.experiment.model): run for run in section.runs}
+    models = [model.group.model for model in section.models]
     rows: Rows = [
-        [seed, *(_last(runs[model]) if model in runs else "-" for model in models)]
-        for seed, runs in sorted(by_seed.items())
+        [seed, *(_last_accuracy(runs.get((seed, model))) for model in models)]
+        for seed in sorted({seed for seed, _ in runs})
     ]
-    return markdown(["seed", *models], rows)
+    return table(["seed", *models], rows)
 
 
 def memory(section: Section) -> str:
     rows: Rows = []
-    for entry in section:
-        read = [m.read for m in entry.memories.values() if m.read is not None]
-        blanked = [m.blanked for m in entry.memories.values()]
-        row: list[Cell] = [entry.group.model, len(blanked)]
+    for model in section.models:
+        read = [curves.read for curves in model.curves.values() if curves.read is not None]
+        blanked = [curves.blanked for curves in model.curves.values()]
+        row: list[Cell] = [model.group.model, len(blanked)]
         row += [_accuracy(spread([curve[t - 1] for curve in read])) for t in COLUMNS]
         row += [_accuracy(spread([curve[k] for curve in blanked])) for k in COLUMNS[:-1]]
         rows.append(row)
     header = [f"{t} read" for t in COLUMNS] + [f"first {k} blank" for k in COLUMNS[:-1]]
-    return markdown(["model", "seeds", *header], rows)
+    return table(["model", "seeds", *header], rows)
 
 
 def machines(runs: Iterable[Run]) -> str:
-    """What the runs were trained on, each with its runs."""
+    """The machines that the runs were trained on, each with its number of runs."""
     counts = Counter(_machine(run.environment) for run in runs)
     return "; ".join(f"{words} ({n} run{'s' if n > 1 else ''})" for words, n in counts.items())
 
 
 def _machine(facts: dict[str, Any]) -> str:
     if not facts:
-        return "a machine that is not recorded"
+        return "an unknown machine"
     threads = facts.get("threads", "-")
     plural = "" if threads == 1 else "s"
     device, backend = facts.get("device_name", "-"), facts.get("backend", "-")
     return f"{device}, {threads} CPU thread{plural}, backend {backend}"
 
 
-def _last(run: Run) -> str:
-    accuracy = f"{run.last():.2f}" if run.rows else "-"
-    return accuracy if run.finished else f"{accuracy} ({_how_far(run)})"
+def _last_accuracy(run: Run | None) -> str:
+    if run is None:
+        return "-"
+    accuracy = f"{run.last_accuracy():.2f}" if run.rows else "-"
+    return accuracy if run.finished else f"{accuracy} ({_epochs(run)})"
 
 
-def _how_far(run: Run) -> str:
+def _epochs(run: Run) -> str:
     return f"{run.epochs_done} of {run.experiment.epochs} epochs"
 
 
@@ -191,26 +176,81 @@ def _accuracy(values: Spread | None) -> str:
     return f"{values.mean:.2f} ± {deviation}"
 
 
-def images_per_second(group: Group) -> float | None:
-    values = [run.images_per_second() for run in group.begun()]
-    return mean(values) if values else None
-
-
 def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def markdown(header: Sequence[str], rows: Rows) -> str:
-    """A table whose columns are aligned also where it is read as text, all but the first to the
-    right.
-    """
-    table: Rows = [[*header], *rows]
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in table]
+def table(header: Sequence[str], rows: Rows) -> str:
+    """A Markdown table, aligned as plain text too; all columns but the first to the right."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(_line(row, widths) for row in (cells[0], rule, *cells[1:]))
+    lines = [
+        " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in (cells[0], rule, *cells[1:])
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
-def _line(row: list[str], widths: list[int]) -> str:
-    others = map(str.rjust, row[1:], widths[1:])
-    return f"| {' | '.join([row[0].ljust(widths[0]), *others])} |"
+def csv_files(sections: Sequence[Section]) -> dict[str, str]:
+    """The content of each CSV file, by its name; memory.csv only if curves were measured."""
+    models = [model for section in sections for model in section.models]
+    files = {
+        "results.csv": [_result_row(model) for model in models],
+        "differences.csv": [row for section in sections for row in _difference_rows(section)],
+        "runs.csv": [_run_row(run, model) for model in models for run in model.group.runs],
+    }
+    if any(model.curves for model in models):
+        files["memory.csv"] = [row for model in models for row in _memory_rows(model)]
+    return {name: _csv(HEADERS[name], rows) for name, rows in files.items()}
+
+
+def _csv(header: str, rows: Rows) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([header.split(), *rows])
+    return file.getvalue()
+
+
+def _result_row(model: ModelResult) -> list[Cell]:
+    group = model.group
+    row: list[Cell] = [group.model, flags(group.setting), len(group.started())]
+    for values in (spread(group.last_accuracies()), spread(group.best_accuracies())):
+        row += [values.mean, values.deviation] if values else [None, None]
+    row += [_chosen_on(model), model.parameters, group.images_per_second()]
+    names = ("synaptic_operations", "accumulates", "multiply_accumulates")
+    row += [model.mean_operations(name) for name in (*names, "dense_multiply_accumulates")]
+    return [*row, len(model.operations)]
+
+
+def _chosen_on(model: ModelResult) -> str:
+    """The pictures on which the best epoch is chosen."""
+    return "val" if model.group.setting.val_size else "test"
+
+
+def _difference_rows(section: Section) -> Rows:
+    settings = flags(section.setting)
+    return [
+        [settings, c.accuracy, c.model, c.minus, d.points, d.low, d.high, d.p]
+        for c in section.comparisons
+        for d in [c.difference]
+    ]
+
+
+def _run_row(run: Run, model: ModelResult) -> list[Cell]:
+    experiment, facts = run.experiment, run.environment
+    last, best, speed = None, {}, None
+    if run.rows:
+        last, best, speed = run.last_accuracy(), run.best_row(), run.images_per_second()
+    row: list[Cell] = [run.path.resolve().name, experiment.model, flags(model.group.setting)]
+    row += [experiment.seed, run.epochs_done, experiment.epochs, last]
+    row += [best.get("test_acc1"), best.get("epoch"), _chosen_on(model), speed, run.seconds()]
+    return row + [facts.get(name) for name in ("device_name", "backend", "threads")]
+
+
+def _memory_rows(model: ModelResult) -> Rows:
+    rows: Rows = []
+    for seed, curves in model.curves.items():
+        row: list[Cell] = [model.group.model, flags(model.group.setting), seed]
+        rows += [[*row, "read", t, value] for t, value in enumerate(curves.read or [], 1)]
+        rows += [[*row, "blanked", k, value] for k, value in enumerate(curves.blanked)]
+    return rows

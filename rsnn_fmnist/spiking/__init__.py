@@ -1,6 +1,7 @@
 """Spiking layers over time: neurons, a stateful synapse, recurrent containers.
 
-Sequences are time first, [T, N, ...]; see `sequence.SequenceModule` for how every module is called.
+Sequences are time first, [T, N, ...]: T steps, N samples. `sequence.SequenceModule` describes how
+every module is called.
 """
 
 from .backend import BackendUnavailableError, set_backend

@@ -1,9 +1,9 @@
 """The one place that chooses what runs a sequence: the torch reference or a kernel.
 
-A kernel carries the name and the signature of its reference, so choosing is looking the name up in
-the backend's module, which is imported when first asked for. Beside its kernels that module has
-`refusal(x_seq, **settings)`, which says why they cannot run a call. `auto` then takes the
-reference; a backend asked for by name is an error.
+A kernel has the name and the signature of its reference, so it is found by that name in the
+backend's module, which is imported when first needed. That module also has
+`refusal(x_seq, **settings)`, which returns why its kernels cannot run a call. Backend `auto` then
+uses the reference; a backend that was chosen by name raises BackendUnavailableError.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
 from .sequence import SequenceModule
 
-KERNELS = {  # backend -> module of kernels, each named as its reference
+KERNELS = {  # backend -> module of kernels, each with its reference's name
     "numba": ".kernels.cpu.sequences",
     "cupy": ".kernels.cuda.sequences",
 }
-_PREFERRED = {"cpu": "numba", "cuda": "cupy"}  # device type -> what `auto` takes, if it works there
-_TAKES = {  # backend -> what it needs
+_PREFERRED = {"cpu": "numba", "cuda": "cupy"}  # device type -> what `auto` uses if it works there
+_NEEDS = {
     "numba": "a CPU",
     "cupy": "a CUDA device and CuPy (pip install 'rsnn-fmnist[cuda13]', or [cuda12] as torch)",
 }
@@ -29,15 +30,15 @@ BACKENDS = ("auto", "torch", *KERNELS)
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend that was asked for by name cannot run here; the message says what to do."""
+    """A backend that was chosen by name cannot run here; the message says what to do."""
 
 
 def resolve(backend: str, device: torch.device) -> str:
-    """The backend that `backend` (one of BACKENDS) means for tensors on `device`.
+    """The backend that `backend`, one of BACKENDS, stands for on `device`: torch, numba or cupy.
 
     Raises:
-        ValueError: no such backend.
-        BackendUnavailableError: it takes no tensors of such a device, or lacks something.
+        ValueError: there is no such backend.
+        BackendUnavailableError: it does not run on such a device, or lacks something.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
@@ -46,7 +47,7 @@ def resolve(backend: str, device: torch.device) -> str:
         return "torch"
     if backend not in ("auto", preferred):
         raise BackendUnavailableError(
-            f"backend {backend!r} does not run on {device.type}: it takes {_TAKES[backend]}; "
+            f"backend {backend!r} does not run on {device.type}: it needs {_NEEDS[backend]}; "
             "choose auto or torch"
         )
     missing = _missing(preferred, device)
@@ -58,16 +59,14 @@ def resolve(backend: str, device: torch.device) -> str:
 
 
 def lacking(device: torch.device) -> str | None:
-    """What the kernels for a device lack to run on it, and the remedy; None: nothing, or no such
-    kernels.
-    """
+    """What the kernels for a device lack, and the remedy; None: nothing, or it has no kernels."""
     preferred = _PREFERRED.get(device.type)
     return _missing(preferred, device) if preferred else None
 
 
 @cache
 def _missing(backend: str, device: torch.device) -> str | None:
-    """What a backend lacks to run on a device of its type, and the remedy; None: nothing."""
+    """What a backend lacks on a device that it is made for, and the remedy; None: nothing."""
     if backend == "cupy":
         return import_module(KERNELS[backend], __package__).missing(device)
     remedy = f"pip install --upgrade {backend}"
@@ -75,15 +74,14 @@ def _missing(backend: str, device: torch.device) -> str | None:
         if import_module(backend).config.DISABLE_JIT:
             return "NUMBA_DISABLE_JIT is set: unset it"
         import_module(KERNELS[backend], __package__)
-    except Exception as error:  # whatever a broken installation raises
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"it needs a working {backend} ({first}): {remedy}"
+    except Exception as error:  # a broken installation can raise anything
+        return f"it needs a working {backend} ({first_line(error)}): {remedy}"
     return None
 
 
 @cache
 def _kernel(module: str, reference: Callable[..., Any]) -> Callable[..., Any] | None:
-    """A module's kernel for a reference of this package; a user's may have any name."""
+    """A module's kernel for a reference; None where there is none, or the reference is a user's."""
     own = reference.__module__.rpartition(".")[0] == __package__
     return getattr(_module(module), reference.__name__, None) if own else None
 
@@ -96,35 +94,42 @@ def _module(module: str) -> Any:
 def implementation(
     reference: Callable[..., Any], x_seq: Tensor, backend: str, **settings: Any
 ) -> Callable[..., Any]:
-    """What runs `reference`'s mathematics on x_seq: itself, or a kernel of the same name.
+    """The function to run on x_seq: `reference` itself, or the kernel of the same name.
 
     Args:
-        settings: the keyword arguments that it is going to be called with.
+        settings: the keyword arguments that it will be called with.
     Raises:
-        ValueError, BackendUnavailableError: as `resolve`; the latter also where the backend was
-            asked for by name and its kernels cannot run this call.
+        ValueError, BackendUnavailableError: as `resolve`; the latter also if the backend was
+            chosen by name and its kernels cannot run this call.
     """
     if backend == "auto" and torch.compiler.is_compiling():
-        return reference  # the compiler sees through it, and not into a kernel
+        return reference  # torch.compile can compile the reference, but not a kernel
     name = resolve(backend, x_seq.device)
     if name == "torch":
         return reference
     module = KERNELS[name]
     kernel = _kernel(module, reference)
-    why_not = (
-        "it has no such kernel" if kernel is None else _module(module).refusal(x_seq, **settings)
-    )
-    if kernel is not None and why_not is None:
-        return kernel
+    if kernel is None:
+        refusal = "it has no kernel for this function"
+    else:
+        refusal = _module(module).refusal(x_seq, **settings)
+        if refusal is None:
+            return kernel
     if backend == "auto":
         return reference
     raise BackendUnavailableError(
-        f"backend {backend!r} cannot run {reference.__name__}: {why_not}; choose auto or torch"
+        f"backend {backend!r} cannot run {reference.__name__}: {refusal}; choose auto or torch"
     )
 
 
 def set_backend(model: nn.Module, backend: str) -> None:
-    """Choose the backend of every spiking module inside `model`, a user's own included."""
+    """Set the backend of every spiking module of `model`, a user's own included.
+
+    Args:
+        backend: one of BACKENDS; `auto` uses the kernels wherever they can run.
+    Raises:
+        ValueError: there is no such backend.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     for module in model.modules():

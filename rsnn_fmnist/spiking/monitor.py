@@ -1,11 +1,11 @@
-"""Look inside a network while it runs: spikes, potentials before the reset, traces of synapses.
+"""Record what a network does: spikes, potentials before the reset, traces of synapse filters.
 
-The values are those of the backend that runs: its kernels hand them to an observer, which a module
-has only for as long as somebody looks. A layer is called by its attribute's name in the model, a
-recurrent container counting as the neuron inside. A module that is used at several places is one
-layer, by the name of the first: its uses stand one after the other, as further steps. Spiking
-modules of a user's own that are no Neuron are not seen; nor is a copy of a model, though made
-meanwhile.
+The values are those that the running backend computes: it passes them to the observer of a module,
+which is set only inside the contexts `record` and `count_spikes`. A layer is named after its
+attribute in the model; a recurrent container counts as the neuron in it. A module that is used at
+several places is one layer, named after the first, and each use appends steps. A user's spiking
+modules that are not a Neuron are not recorded; nor are copies of a model, even if they are made
+inside the context.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from .neuron import Neuron, Observer
 from .synapse import SynapseFilter
 
-EXACT = 2**24  # float32 holds every whole number up to here
+EXACT = 2**24  # float32 represents every integer up to here
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def layers(model: nn.Module, kind: type[M]) -> dict[str, M]:
-    """The modules of a kind in `model`, by name.
+    """The modules of class `kind` in `model`, by name.
 
-    "sn1" is model.sn1, or the neuron in the container model.sn1. Where a container holds several,
-    they are "sn1.0", "sn1.2" and so on; the model itself is "model".
+    "sn1" is model.sn1, or the neuron in the container model.sn1. If a container holds several, they
+    are "sn1.0", "sn1.2" and so on. The model itself is "model".
     """
     found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
     short = [_container(path) or "model" for path in found]
@@ -40,7 +40,7 @@ def layers(model: nn.Module, kind: type[M]) -> dict[str, M]:
 
 
 def _container(path: str) -> str:
-    """The outermost container around what stands at `path`; the path itself where there is none."""
+    """The path of the outermost container around `path`; the path itself if there is none."""
     return ".".join(takewhile(lambda part: part != "sub_module", path.split(".")))
 
 
@@ -50,7 +50,7 @@ def _without_containers(path: str) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer of neurons did: spikes s and potentials before the reset h, [T, N, ...]."""
+    """What a layer of neurons did: spikes s and potentials before the reset h, both [T, N, ...]."""
 
     s: Tensor
     h: Tensor
@@ -58,10 +58,10 @@ class Layer:
 
 
 class Recording(Mapping[str, Layer]):
-    """What `record` has seen so far: a Layer for every layer of neurons that has run, by name.
+    """What `record` has recorded so far: a Layer for each layer of neurons that has run, by name.
 
-    Steps stand in the order in which they were run. Tensors are detached and on their device.
-    `order` has the names of all layers, synapse filters among them, as they stand in the model.
+    Steps are in the order in which they ran. Tensors are detached and remain on their device.
+    `order` lists the names of all layers, synapse filters included, in the order of the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,7 +78,7 @@ class Recording(Mapping[str, Layer]):
         if not parts:
             raise KeyError(f"{name} has not run")
         s_parts, h_parts = zip(*parts, strict=True)
-        s, h = _in_turn(name, s_parts), _in_turn(name, h_parts)
+        s, h = _joined(name, s_parts), _joined(name, h_parts)
         return Layer(s, h, self._thresholds[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -90,11 +90,15 @@ class Recording(Mapping[str, Layer]):
     @property
     def traces(self) -> dict[str, Tensor]:
         """The trace y [T, N, ...] of every synapse filter that has run, by name."""
-        return {name: _in_turn(name, parts) for name, parts in self._filters.items() if parts}
+        return {name: _joined(name, parts) for name, parts in self._filters.items() if parts}
 
 
-def _in_turn(name: str, parts: Any) -> Tensor:
-    """[n, N, ...] of successive steps as one [T, N, ...]."""
+def _joined(name: str, parts: Any) -> Tensor:
+    """Parts [n, N, ...] of successive steps as one [T, N, ...].
+
+    Raises:
+        ValueError: their shapes differ behind the first axis.
+    """
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(
@@ -105,10 +109,14 @@ def _in_turn(name: str, parts: Any) -> Tensor:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Record every spiking layer of `model`: with record(model) as rec: model(x); rec["sn1"].h.
+    """Record every spiking layer of `model` inside the context.
 
-    Whatever runs the layers is recorded: forward, sequence or step, on any backend. It costs
-    memory for s and h of every step; outside the context nothing.
+        with record(model) as recording:
+            model(x)
+        recording["sn1"].h              # [T, N, F]
+
+    Calls of forward, sequence and step are recorded, on any backend. It takes memory for s and h of
+    every step; outside the context it costs nothing.
     """
     recording = Recording(model)
     with ExitStack() as stack:
@@ -123,29 +131,29 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 @dataclass(frozen=True)
 class Firing:
-    """How a layer fires: spikes a neuron and step; shares of neurons, all in [0, 1]."""
+    """How a layer fires; all values are in [0, 1]."""
 
-    rate: float
-    never: float  # share of neurons without a spike
-    always: float  # share of neurons with a spike at every step
+    rate: float  # spikes per neuron and step
+    never: float  # share of neurons that fire at no step
+    always: float  # share of neurons that fire at every step
 
 
 class SpikeCounts:
-    """The spikes of every neuron, summed over steps and samples on the device, exactly."""
+    """The number of spikes of every neuron, summed exactly over steps and samples on the device."""
 
     def __init__(self) -> None:
-        # a layer that is used on several shapes is as many layers here
+        # a layer that runs on several shapes has counts for each of them
         self._spikes: dict[str, dict[torch.Size, Tensor]] = {}
         self._steps: dict[str, dict[torch.Size, int]] = {}
 
     def observer(self, name: str) -> Observer:
-        """What adds the spikes of a layer, s [n, N, ...]."""
+        """A function that adds the spikes of a layer, s [n, N, ...]."""
         spikes, steps = self._spikes.setdefault(name, {}), self._steps.setdefault(name, {})
 
         def add(s: Tensor, _: Tensor) -> None:
             over = (0, 1) if s.dim() > 1 else (0,)
             shape, seen = s.shape[len(over) :], s.shape[: len(over)].numel()
-            dtype = torch.float32 if seen <= EXACT else torch.int64  # the faster, if it is exact
+            dtype = torch.float32 if seen <= EXACT else torch.int64  # faster, if exact
             count = s.sum(over, dtype=dtype).long()
             spikes[shape] = spikes[shape] + count if shape in spikes else count
             steps[shape] = steps.get(shape, 0) + seen
@@ -153,7 +161,7 @@ class SpikeCounts:
         return add
 
     def cpu(self) -> "SpikeCounts":
-        """The same on the CPU."""
+        """A copy on the CPU."""
         moved = SpikeCounts()
         moved._steps = self._steps
         moved._spikes = {
@@ -163,7 +171,7 @@ class SpikeCounts:
         return moved
 
     def add(self, other: "SpikeCounts") -> None:
-        """Add what was counted of other samples, on the same device."""
+        """Add the counts of other samples; they must be on the same device."""
         for name, spikes in other._spikes.items():
             own, steps = self._spikes.setdefault(name, {}), self._steps.setdefault(name, {})
             for shape, count in spikes.items():
@@ -171,7 +179,7 @@ class SpikeCounts:
                 steps[shape] = steps.get(shape, 0) + other._steps[name][shape]
 
     def firing(self) -> dict[str, Firing]:
-        """How every layer that has run fires; waits for the device."""
+        """How each layer that has run fires, by name; waits for the device."""
         return {name: self._of(name) for name, spikes in self._spikes.items() if spikes}
 
     def _of(self, name: str) -> Firing:
@@ -184,7 +192,7 @@ class SpikeCounts:
 
 @contextmanager
 def count_spikes(model: nn.Module) -> Iterator[SpikeCounts]:
-    """Count the spikes of every spiking layer of `model`; far cheaper than to record them."""
+    """Count the spikes of every layer of neurons of `model`; far cheaper than recording them."""
     counts = SpikeCounts()
     with ExitStack() as stack:
         for name, neuron in layers(model, Neuron).items():
@@ -192,30 +200,46 @@ def count_spikes(model: nn.Module) -> Iterator[SpikeCounts]:
         yield counts
 
 
+def is_observed(model: nn.Module) -> bool:
+    """Whether `model` has forward or backward hooks or an observer, or all modules have hooks.
+
+    A step that does not call the modules calls none of these.
+    """
+    everywhere = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return bool(everywhere) or any(
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or getattr(m, "observer", None)
+        for m in model.modules()
+    )
+
+
 class _Observers:
-    """Everybody whom a module tells. A copy of it, pickled or not, is None: nobody."""
+    """The observers of a module. A copy, pickled or not, is None: copies have no observers."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.functions: list[Any] = []
 
-    def __call__(self, *seen: Tensor) -> None:
-        for observer in self.told:
-            observer(*seen)
+    def __call__(self, *values: Tensor) -> None:
+        for function in self.functions:
+            function(*values)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
 
 @contextmanager
-def _observed(module: Any, observer: Any) -> Iterator[None]:
-    """Have `module` tell `observer`, beside anybody who is told already."""
+def _observed(module: Any, function: Any) -> Iterator[None]:
+    """Have `module` call `function` too, beside the observers that it has already."""
     if module.observer is None:
         module.observer = _Observers()
     observers = module.observer
-    observers.told.append(observer)
+    observers.functions.append(function)
     try:
         yield
     finally:
-        observers.told = [other for other in observers.told if other is not observer]
-        if not observers.told:
-            del module.observer  # the class has None
+        observers.functions = [other for other in observers.functions if other is not function]
+        if not observers.functions:
+            del module.observer  # that of the class is None

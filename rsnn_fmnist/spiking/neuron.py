@@ -1,12 +1,17 @@
-"""Integrate-and-fire neurons: IF and LIF, as functions and as thin modules over them.
+"""Integrate-and-fire neurons, IF and LIF: functions, and the modules that call them.
 
-The equations stand once, on the step functions; `*_sequence` unrolls them and is the reference
-that every kernel is held to. Potentials are in threshold units, time constants in steps; a neuron
-fires when h >= v_threshold. Learnable thresholds and time constants are left out.
+The equations, forward and backward, are those of `if_step` and `lif_step`. `neuron_sequence` calls
+these step by step and is the reference that every kernel is compared with. Potentials are in
+threshold units, time constants in steps; a neuron fires when h >= v_threshold. Learnable thresholds
+and time constants are left out.
+
+The compiled training step does not run these modules' `forward`: training/compiled_step.py reads
+their settings, and kernels/cpu/chain.py computes the same equations for a whole network.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,8 +21,34 @@ from . import backend
 from .sequence import SequenceModule, at_rest, first_step, unroll
 from .surrogate import ATan, Surrogate
 
-StepFunction = Callable[..., tuple[Tensor, Tensor]]  # (x, v, *, settings) -> (s, v)
-Observer = Callable[[Tensor, Tensor], None]  # is told s and h, [n, N, ...], of n steps in turn
+Run = Callable[..., tuple[Tensor, Tensor]]
+Observer = Callable[[Tensor, Tensor], None]  # called with s and h of n steps, [n, N, ...]
+
+
+@dataclass(frozen=True)
+class NeuronSettings:
+    """What a layer of neurons passes to `neuron_sequence` and its kernels; fields as in `LIF`."""
+
+    tau: float | None  # None: IF
+    v_threshold: float
+    v_reset: float | None
+    surrogate: Surrogate
+    detach_reset: bool
+
+    @property
+    def v_rest(self) -> float:
+        """The resting potential: v_reset, or 0 if the reset is soft."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments of `lif_step`, or of `if_step` if tau is None."""
+        leak = {} if self.tau is None else {"tau": self.tau}
+        return leak | {
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "surrogate": self.surrogate,
+            "detach_reset": self.detach_reset,
+        }
 
 
 def if_step(
@@ -32,27 +63,31 @@ def if_step(
 ) -> tuple[Tensor, Tensor]:
     """Advance integrate-and-fire neurons by one step.
 
+    Forward:
         h = v + x                           charge
-        s = [h >= v_threshold]              fire; surrogate supplies the slope backward
-        v_next = h (1 - s) + v_reset s      hard reset; v_reset None: h - v_threshold s
+        s = [h >= v_threshold]              fire
+        v_next = h (1 - s) + v_reset s      hard reset
+               = h - v_threshold s          soft reset, v_reset None
+
+    Backward, sigma' being the surrogate's slope at h - v_threshold:
+        dL/dh = dL/ds sigma' + dL/dv_next r
+        dL/dx = dL/dh
+        dL/dv = dL/dh
+    with r = dv_next/dh:
+        r = 1 - s                           hard reset, detached
+          = 1 - s + (v_reset - h) sigma'    hard reset, attached
+          = 1                               soft reset, detached
+          = 1 - v_threshold sigma'          soft reset, attached
 
     Args:
         x, v: input and potential, [N, ...], in threshold units; v in float32 at least.
-        detach_reset: no gradient through the s of the reset.
-        observe: is told s and h, [1, N, ...]; see `monitor`.
+        detach_reset: whether the reset is detached: no gradient passes through its s.
+        observe: called with s and h, [1, N, ...]; see `monitor`.
     Returns:
-        s, v_next: s as x, only 0 and 1; v_next as v.
+        s, v_next: s in x's dtype, 0 or 1; v_next in v's dtype.
     Source: Fang et al. 2021, arXiv:2007.05785 (charge, fire, reset), without the leak.
     """
-    return _fire_and_reset(
-        v + x,
-        x,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-        observe=observe,
-    )
+    return _fire_and_reset(v + x, x, v_threshold, v_reset, surrogate, detach_reset, observe)
 
 
 def lif_step(
@@ -66,37 +101,36 @@ def lif_step(
     detach_reset: bool,
     observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advance leaky integrate-and-fire neurons by one step; fire and reset as in `if_step`.
+    """Advance leaky integrate-and-fire neurons by one step; fire, reset and dL/dh as in `if_step`.
 
-        h = v + (x - (v - v_rest)) / tau    charge; v_rest = v_reset, 0 when that is None
+    Forward:
+        h = v + (x - (v - v_rest)) / tau    charge; v_rest = v_reset, 0 if that is None
+
+    Backward:
+        dL/dx = dL/dh / tau
+        dL/dv = dL/dh (1 - 1 / tau)
 
     Args:
-        tau: membrane time constant in steps, >= 1.
+        tau: membrane time constant in steps, >= 1. The others as in `if_step`.
+    Returns:
+        s, v_next: as `if_step`.
     Source: Fang et al. 2021, arXiv:2007.05785, equation 2.
     """
     v_rest = 0.0 if v_reset is None else v_reset
-    return _fire_and_reset(
-        v + (x - (v - v_rest)) / tau,
-        x,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-        observe=observe,
-    )
+    h = v + (x - (v - v_rest)) / tau
+    return _fire_and_reset(h, x, v_threshold, v_reset, surrogate, detach_reset, observe)
 
 
 def _fire_and_reset(
     h: Tensor,
     x: Tensor,
-    *,
     v_threshold: float,
     v_reset: float | None,
     surrogate: Surrogate,
     detach_reset: bool,
-    observe: Observer | None = None,
+    observe: Observer | None,
 ) -> tuple[Tensor, Tensor]:
-    """The half that IF and LIF share; see `if_step`."""
+    """What follows the charge in both steps; see `if_step`."""
     s = surrogate(h - v_threshold)
     s_reset = s.detach() if detach_reset else s
     if v_reset is None:
@@ -109,69 +143,43 @@ def _fire_and_reset(
     return s, v_next
 
 
-def if_sequence(
-    x_seq: Tensor,
-    v: Tensor,
-    *,
-    v_threshold: float,
-    v_reset: float | None,
-    surrogate: Surrogate,
-    detach_reset: bool,
-    observe: Observer | None = None,
+def neuron_sequence(
+    x_seq: Tensor, v: Tensor, *, neuron: NeuronSettings, observe: Observer | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run `if_step` along x_seq [T, N, ...] from v [N, ...] -> (s_seq [T, N, ...], v)."""
-    advance = partial(
-        if_step,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-        observe=observe,
-    )
-    return unroll(advance, x_seq, v)
+    """Run `lif_step`, or `if_step` if neuron.tau is None, along a sequence.
 
-
-def lif_sequence(
-    x_seq: Tensor,
-    v: Tensor,
-    *,
-    tau: float,
-    v_threshold: float,
-    v_reset: float | None,
-    surrogate: Surrogate,
-    detach_reset: bool,
-    observe: Observer | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run `lif_step` along x_seq [T, N, ...] from v [N, ...] -> (s_seq [T, N, ...], v)."""
-    advance = partial(
-        lif_step,
-        tau=tau,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-        observe=observe,
-    )
-    return unroll(advance, x_seq, v)
+    Args:
+        x_seq, v: inputs [T, N, ...] and the potential before the first step, [N, ...].
+        observe: called with s and h, [n, N, ...], of n successive steps at a time.
+    Returns:
+        s_seq [T, N, ...], and the potential after the last step, [N, ...].
+    Raises:
+        ValueError: x_seq has no steps.
+    """
+    advance = if_step if neuron.tau is None else lif_step
+    return unroll(partial(advance, **neuron.keywords(), observe=observe), x_seq, v)
 
 
 class Neuron(SequenceModule):
-    """What IF and LIF share: one neuron for each element behind the time axis.
+    """Base of IF and LIF: one neuron for each element of x at one step.
 
-    The state is the potential v, shaped as x; at rest v = v_reset, or 0 when that is None.
+    The state is the potential v, shaped as x; at rest it is v_reset, or 0 if that is None. A
+    subclass names two functions: `step_function`, called as `if_step` or `lif_step` is, and
+    `sequence_function`, called as `neuron_sequence` is.
 
     Args:
         v_threshold: potential at which a neuron fires.
         v_reset: potential after a spike (hard reset); None subtracts the threshold (soft reset).
-        surrogate: the slope of the spike backward; ATan() when not given.
-        detach_reset: no gradient through the spike of the reset.
+        surrogate: supplies the slope of a spike in the backward pass; default ATan().
+        detach_reset: whether gradients are kept from passing through the spike of the reset.
     Raises:
-        ValueError: a threshold not above the resting potential, or a value that is not finite.
+        ValueError: the threshold is not above the resting potential, or a value is not finite.
     """
 
-    step_function: ClassVar[StepFunction]
-    sequence_function: ClassVar[StepFunction]
-    observer: Observer | None = None  # set by `monitor` for as long as somebody looks
+    step_function: ClassVar[Run]
+    sequence_function: ClassVar[Run]
+    observer: Observer | None = None  # set by `monitor` while the layer is recorded
+    tau: float | None = None  # no leak
 
     def __init__(
         self,
@@ -190,54 +198,56 @@ class Neuron(SequenceModule):
             )
         self.v_threshold = v_threshold
         self.v_reset = v_reset
-        self.v_rest = v_rest
         self.surrogate = surrogate or ATan()
         self.detach_reset = detach_reset
 
-    def settings(self) -> dict[str, Any]:
-        """The keyword arguments of this neuron's functions."""
-        return {
-            "v_threshold": self.v_threshold,
-            "v_reset": self.v_reset,
-            "surrogate": self.surrogate,
-            "detach_reset": self.detach_reset,
-        }
+    def settings(self) -> NeuronSettings:
+        """The layer's settings as they are now."""
+        return NeuronSettings(
+            tau=self.tau,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            surrogate=self.surrogate,
+            detach_reset=self.detach_reset,
+        )
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        v = at_rest(x, self.v_rest) if state is None else state
-        return self.step_function(x, v, **self.settings(), **self._observing())
+        neuron = self.settings()
+        v = at_rest(x, neuron.v_rest) if state is None else state
+        return self.step_function(x, v, **neuron.keywords(), **self._observing())
 
     def sequence(self, x_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        v = at_rest(first_step(x_seq), self.v_rest) if state is None else state
-        settings = self.settings()
-        run = backend.implementation(self.sequence_function, x_seq, self.backend, **settings)
-        return run(x_seq, v, **settings, **self._observing())
+        neuron = self.settings()
+        v = at_rest(first_step(x_seq), neuron.v_rest) if state is None else state
+        run = backend.implementation(self.sequence_function, x_seq, self.backend, neuron=neuron)
+        return run(x_seq, v, neuron=neuron, **self._observing())
 
     def _observing(self) -> dict[str, Observer]:
         return {} if self.observer is None else {"observe": self.observer}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.settings().items())
+        return ", ".join(f"{name}={value}" for name, value in self.settings().keywords().items())
 
 
 class IF(Neuron):
-    """Integrate-and-fire neurons; see `if_step` and, for the arguments, `Neuron`."""
+    """Integrate-and-fire neurons: `if_step` along a sequence. For the arguments see `Neuron`."""
 
     step_function = staticmethod(if_step)
-    sequence_function = staticmethod(if_sequence)
+    sequence_function = staticmethod(neuron_sequence)
 
 
 class LIF(Neuron):
-    """Leaky integrate-and-fire neurons; see `lif_step` and, for the other arguments, `Neuron`.
+    """Leaky integrate-and-fire neurons: `lif_step` along a sequence.
 
     Args:
-        tau: membrane time constant in steps, >= 1 (1 forgets everything at each step).
+        tau: membrane time constant in steps, >= 1; with 1, nothing is left of v after a step.
+        v_threshold, v_reset, surrogate, detach_reset: see `Neuron`.
     Raises:
-        ValueError: tau below 1 or not finite.
+        ValueError: tau is below 1 or not finite; others as `Neuron`.
     """
 
     step_function = staticmethod(lif_step)
-    sequence_function = staticmethod(lif_sequence)
+    sequence_function = staticmethod(neuron_sequence)
 
     def __init__(
         self,
@@ -251,6 +261,3 @@ class LIF(Neuron):
         if not (math.isfinite(tau) and tau >= 1):
             raise ValueError(f"tau is {tau}; a membrane time constant is finite and at least 1")
         self.tau = tau
-
-    def settings(self) -> dict[str, Any]:
-        return {"tau": self.tau, **super().settings()}

@@ -1,4 +1,4 @@
-"""Containers that feed a module's output back into its input, one step later.
+"""Containers that feed the output of a module back into its input, one step later.
 
 What is fed back is the previous output y[t-1], 0 before the first step. Delays longer than one
 step are left out.
@@ -21,10 +21,11 @@ class ElementWiseRecurrentContainer(SequenceModule):
 
         i[t] = f(x[t], y[t-1]),  y[t] = sub_module(i[t]),  y[-1] = 0
 
-    Its state is (y, the sub_module's state).
+    Backward, dL/di[t] df/dy adds to the gradient of y[t-1], the previous output. The state is
+    (y, the sub_module's state).
 
     Args:
-        sub_module: a neuron, or an nn.Sequential, whose output is shaped as its input.
+        sub_module: a neuron or an nn.Sequential whose output is shaped as its input.
         f: the combination, such as torch.add.
     """
 
@@ -44,8 +45,17 @@ def linear_recurrent_step(
 ) -> tuple[Tensor, State]:
     """Advance a linear recurrent connection by one step.
 
-        i = weight cat(x, y) + bias         the layer rc; x first
-        y_next = sub_module(i)              on from its own state
+    Forward:
+        i = weight cat(x, y) + bias = for_x x + for_y y + bias          for_x = weight[:, :I]
+        y_next, sub_state_next = sub_module(i, sub_state)               for_y = weight[:, I:]
+
+    Backward, dL/di being what sub_module passes back from dL/dy_next:
+        dL/dx = for_x^T dL/di
+        dL/dy = for_y^T dL/di               the feedback: adds to the gradient of y as the output
+                                            of the step before, from t = T - 1 down to 0
+        dL/dfor_x = dL/di x^T               these three are summed over steps and samples
+        dL/dfor_y = dL/di y^T
+        dL/dbias = dL/di
 
     Args:
         x: input, [..., I].
@@ -53,7 +63,7 @@ def linear_recurrent_step(
         weight, bias: [I, I + O] and [I] (None: no bias).
         sub_module: [..., I] -> [..., O].
     Returns:
-        y_next, (y_next, sub_state).
+        y_next, (y_next, sub_state_next).
     """
     y, sub_state = state
     i = nn.functional.linear(torch.cat((x, y), dim=-1), weight, bias)
@@ -64,20 +74,24 @@ def linear_recurrent_step(
 def linear_recurrent_sequence(
     x_seq: Tensor, state: State, *, weight: Tensor, bias: Tensor | None, sub_module: nn.Module
 ) -> tuple[Tensor, State]:
-    """Run `linear_recurrent_step` along x_seq [T, ..., I] -> (y_seq [T, ..., O], state)."""
+    """Run `linear_recurrent_step` along x_seq [T, ..., I] -> (y_seq [T, ..., O], last state).
+
+    Raises:
+        ValueError: x_seq has no steps.
+    """
     advance = partial(linear_recurrent_step, weight=weight, bias=bias, sub_module=sub_module)
     return unroll(advance, x_seq, state)
 
 
 class LinearRecurrentContainer(SequenceModule):
-    """Feed the previous output back through a learnt linear layer; see `linear_recurrent_step`.
+    """Feed the previous output back through a linear layer `rc`; see `linear_recurrent_step`.
 
-    Its state is (y, the sub_module's state).
+    The state is (y, the sub_module's state).
 
     Args:
-        sub_module: a neuron, or an nn.Sequential such as (Linear, LIF); [..., I] -> [..., O].
+        sub_module: a neuron or an nn.Sequential such as (Linear, LIF); [..., I] -> [..., O].
         in_features, out_features: I and O; the layer `rc` is Linear(I + O, I).
-        bias: whether rc has one.
+        bias: whether rc has a bias.
     """
 
     def __init__(
@@ -89,25 +103,20 @@ class LinearRecurrentContainer(SequenceModule):
         self.rc = nn.Linear(in_features + out_features, in_features, bias)
 
     def rest(self, x: Tensor) -> State:
-        """The state before the first step: nothing fed back yet."""
+        """The state before the first step, for an input x [..., I] at one step: y = 0."""
         return x.new_zeros(*x.shape[:-1], self.out_features), None
 
     def step(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        return linear_recurrent_step(
-            x,
-            self.rest(x) if state is None else state,
-            weight=self.rc.weight,
-            bias=self.rc.bias,
-            sub_module=self.sub_module,
-        )
+        state = self.rest(x) if state is None else state
+        return linear_recurrent_step(x, state, **self._settings())
 
     def sequence(self, x_seq: Tensor, state: State = None) -> tuple[Tensor, State]:
-        run = linear_recurrent_sequence
-        settings: dict[str, Any] = {
-            "weight": self.rc.weight,
-            "bias": self.rc.bias,
-            "sub_module": self.sub_module,
-        }
-        if type(self.sub_module) in (IF, LIF):  # kernels know these two; the rest goes by steps
+        state = self.rest(first_step(x_seq)) if state is None else state
+        run, settings = linear_recurrent_sequence, self._settings()
+        if type(self.sub_module) in (IF, LIF):  # the kernels know these two only
             run = backend.implementation(run, x_seq, self.backend, **settings)
-        return run(x_seq, self.rest(first_step(x_seq)) if state is None else state, **settings)
+        return run(x_seq, state, **settings)
+
+    def _settings(self) -> dict[str, Any]:
+        rc = self.rc
+        return {"weight": rc.weight, "bias": rc.bias, "sub_module": self.sub_module}

@@ -1,4 +1,4 @@
-"""The calling convention of every module over time: forward, sequence, step.
+"""The calling convention of every module that runs over time: forward, sequence, step.
 
 Time is the first axis: x_seq is [T, ...], x at one step is [...]. State is an argument and a
 return value, never an attribute: no call leaves anything behind, so there is nothing to reset.
@@ -10,24 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-State = Any  # a tensor, None, or a tuple of states, as the module's own docstring says
+State = Any  # a tensor, None or a tuple of states; each module's docstring says which
 
 
 class SequenceModule(nn.Module):
-    """Base of the modules that see a whole sequence. A subclass provides `step`.
+    """Base of the modules that run over a whole sequence. A subclass provides `step`.
 
-    `sequence` and `forward` follow from `step`; a subclass with a faster way of running a whole
-    sequence overrides `sequence`. `backend` is read when a sequence runs; see `set_backend`.
+    `sequence` and `forward` follow from `step`; a subclass that can run a whole sequence faster
+    overrides `sequence`. `backend` is read each time a sequence runs; see `set_backend`.
     """
 
     backend: str = "auto"
 
     def step(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """Advance by one step: x [...] -> (y [...], the state after it); None starts from rest."""
+        """Advance by one step from `state`; None: from rest.
+
+        Args:
+            x: the input at one step, [...].
+        Returns:
+            y [...], and the state after the step.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define step(x, state)")
 
     def sequence(self, x_seq: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """Run x_seq [T, ...] on from `state` -> (y_seq [T, ...], the state after it)."""
+        """Run x_seq [T, ...] from `state` (None: from rest) -> (y_seq [T, ...], the last state)."""
         return unroll(self.step, x_seq, state)
 
     def forward(self, x_seq: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ class TimeDistributed(SequenceModule):
     x_seq [T, N, ...] -> module([T N, ...]) -> y_seq [T, N, ...]. Its state is None.
 
     Raises:
-        ValueError: the module contains one with a memory, which this would mix over time.
+        ValueError: the module contains a SequenceModule, whose state would be mixed over time.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -67,8 +73,8 @@ class TimeDistributed(SequenceModule):
 def step(module: nn.Module, x: Tensor, state: State = None) -> tuple[Tensor, State]:
     """Advance any module by one step: x [...] -> (y, state).
 
-    An nn.Sequential is driven layer by layer (its state is a tuple, one entry a layer); a module
-    without a memory is simply called (its state is None).
+    The layers of an nn.Sequential are advanced in turn (its state is a tuple, one entry a layer);
+    any other module that is no SequenceModule is called with x (its state is None).
     """
     if isinstance(module, SequenceModule):
         return module.step(x, state)
@@ -102,7 +108,7 @@ def first_step(x_seq: Tensor) -> Tensor:
     """x_seq[0].
 
     Raises:
-        ValueError: there is none (T = 0, or no time axis).
+        ValueError: x_seq has no steps (T = 0), or no time axis.
     """
     if x_seq.dim() == 0 or x_seq.shape[0] == 0:
         raise ValueError(
@@ -112,5 +118,5 @@ def first_step(x_seq: Tensor) -> Tensor:
 
 
 def at_rest(x: Tensor, value: float = 0.0) -> Tensor:
-    """A state of x's shape filled with `value`, in float32 or, where x is wider, in x's dtype."""
+    """A state of x's shape filled with `value`; float64 if x is float64, else float32."""
     return torch.full_like(x, value, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -1,8 +1,11 @@
 """Surrogate gradients: a spike is a step forward and a smooth slope backward.
 
-The Heaviside step has no useful derivative, so the backward pass replaces it by the slope of a
-smooth function that resembles it. Only that slope matters; the smooth functions themselves are
-not needed and not here.
+    s = [u >= 0]                            forward, u = h - v_threshold
+    dL/du = dL/ds slope(u)                  backward
+
+The derivative of the step is 0 wherever it exists, so the backward pass takes the derivative of a
+smooth function that resembles the step. Each class below states its `slope`, written sigma' in the
+equations of the neurons; the smooth functions themselves are not needed and are left out.
 
 Source: Neftci, Mostafa and Zenke 2019, arXiv:1901.09948; ATan from Fang et al. 2021,
 arXiv:2007.05785.
@@ -40,7 +43,10 @@ class Spike(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Surrogate(ABC):
-    """A spike function; call it with u = h - v_threshold, any shape, to get 0 or 1 of u's dtype.
+    """A spike function; call it with u = h - v_threshold, any shape, to get 0 or 1 in u's dtype.
+
+    Subclasses define `slope`. The kernels know the slopes of the classes below; for any other
+    class, they call its `slope` once for all steps.
 
     Args:
         alpha: sharpness, > 0; each surrogate has its own default.
@@ -60,7 +66,7 @@ class Surrogate(ABC):
 
     @abstractmethod
     def slope(self, u: Tensor) -> Tensor:
-        """The derivative that the backward pass uses at u."""
+        """The derivative that the backward pass uses at u; shape and dtype of u."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""SynapseFilter: a synapse that remembers, a leaky trace of the spikes it has passed on.
+"""SynapseFilter: a stateful synapse, a leaky trace of the spikes that have passed through it.
 
-The equation stands once, on `filter_step`; `filter_sequence` unrolls it and is the reference that
-every kernel is held to. One time constant for the whole layer; one per channel is left out.
+The equation, forward and backward, is that of `filter_step`. `filter_sequence` calls it step by
+step and is the reference that every kernel is compared with. A layer has one time constant; one per
+channel is left out.
 """
 
 import math
@@ -18,15 +19,22 @@ from .sequence import SequenceModule, at_rest, first_step, unroll
 def filter_step(x: Tensor, y: Tensor, *, k: Tensor | float) -> tuple[Tensor, Tensor]:
     """Advance the trace by one step.
 
+    Forward:
         y_next = y - (1 - x) y k + x        decay where there is no spike, then add the input
 
-    A spike (x = 1) suspends the decay, so y can grow without bound under a steady train.
+    Backward:
+        dy_next/dy = 1 - (1 - x) k
+        dy_next/dx = 1 + y k
+        dy_next/dk = -(1 - x) y             summed over steps, samples and features
+    and, where it is learnt, k = sigmoid(w) and dk/dw = k (1 - k).
+
+    A spike (x = 1) suspends the decay, so y grows without bound if there is a spike at every step.
 
     Args:
         x, y: input and trace, [N, ...]; y in float32 at least.
         k: the decay of one step, 1 / tau, in (0, 1); a number or a scalar tensor.
     Returns:
-        (y_next as x, y_next as y): the output, and the state to go on from.
+        y_next twice: the output in x's dtype, and the state for the next step in y's.
     Source: Diehl and Cook 2015, doi:10.3389/fncom.2015.00099 (exponential trace); the suspended
     decay is that of SpikingJelly's LowPassSynapse.
     """
@@ -35,7 +43,11 @@ def filter_step(x: Tensor, y: Tensor, *, k: Tensor | float) -> tuple[Tensor, Ten
 
 
 def filter_sequence(x_seq: Tensor, y: Tensor, *, k: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Run `filter_step` along x_seq [T, N, ...] from y [N, ...] -> (y_seq [T, N, ...], y)."""
+    """Run `filter_step` along x_seq [T, N, ...] from y [N, ...] -> (y_seq [T, N, ...], last y).
+
+    Raises:
+        ValueError: x_seq has no steps.
+    """
     return unroll(partial(filter_step, k=k), x_seq, y)
 
 
@@ -44,12 +56,12 @@ class SynapseFilter(SequenceModule):
 
     Args:
         tau: time constant in steps, > 1.
-        learnable: learn it: k = sigmoid(w), one scalar parameter w that starts at -ln(tau - 1).
+        learnable: whether to learn it, by the scalar parameter w, -ln(tau - 1) at the start.
     Raises:
         ValueError: tau is not above 1, or not finite.
     """
 
-    observer: Callable[[Tensor], None] | None = None  # is told y, [n, N, ...], of n steps in turn
+    observer: Callable[[Tensor], None] | None = None  # called with y of n steps, [n, N, ...]
 
     def __init__(self, tau: float = 100.0, learnable: bool = False) -> None:
         super().__init__()
@@ -61,12 +73,12 @@ class SynapseFilter(SequenceModule):
             self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
 
     def decay(self) -> Tensor | float:
-        """k = 1 / tau: a number or, when learnt, a scalar tensor that carries w's gradient."""
+        """k = 1 / tau: a number or, where it is learnt, a scalar tensor with a gradient to w."""
         return torch.sigmoid(self.w) if self.learnable else self._fixed_k
 
     @property
     def tau(self) -> float:
-        """The time constant in steps, as it is now."""
+        """The present time constant in steps."""
         with torch.no_grad():
             return 1 / float(self.decay())
 

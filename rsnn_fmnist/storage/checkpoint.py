@@ -1,4 +1,4 @@
-"""Checkpoints: written so that none is ever lost, read so that none can do harm, resumed exactly.
+"""Checkpoints: what they hold, how they are read safely, and how a run resumes from one exactly.
 
 A checkpoint is one zip file of torch.save: a dict of plain types and tensors. `latest.pt` holds a
 whole run; `best.pt` only the weights of its best epoch.
@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from .. import config
 from ..config import Experiment
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, first_line
+from ..metrics import Sums
 from ..session import Best, Progress, Session, take_schedule
-from ..training.step import Sums
 from . import atomic
 
 FORMAT, VERSION = "rsnn_fmnist checkpoint", 1
 
 Content = dict[str, Any]
 
-# What each kind of checkpoint holds beside format, version and kind, and of which type.
+# What each kind of checkpoint holds besides format, version and kind, and of which type.
 KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "run": {
         "experiment": dict,
@@ -44,7 +45,7 @@ KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
 
 
 def capture(session: Session, progress: Progress) -> Content:
-    """The whole state of a run between two batches."""
+    """The whole state of a run, between two batches."""
     random_state = {"cpu": torch.get_rng_state()}
     if session.device.type == "cuda":
         random_state["cuda"] = torch.cuda.get_rng_state(session.device)
@@ -66,7 +67,7 @@ def capture(session: Session, progress: Progress) -> Content:
 
 
 def capture_best(session: Session, progress: Progress) -> Content | None:
-    """The weights of the best epoch so far with its row of metrics; None before there is one."""
+    """The weights and the row of metrics of the best epoch so far; None before the first."""
     if progress.best is None:
         return None
     row = next(row for row in progress.rows if row["epoch"] == progress.best.epoch)
@@ -83,9 +84,9 @@ def _header(kind: str, experiment: Experiment) -> Content:
 
 
 def restore(session: Session, content: Content, path: Path) -> Progress:
-    """Put a captured state back into a session of its experiment -> the progress to go on from.
+    """Load a checkpoint into a session of its experiment; return the progress to resume from.
 
-    Where the run is extended, its schedule is from here on that of a run of the new length.
+    Where the run is extended, its schedule becomes that of a run of the new length.
 
     Raises:
         RunError: the state does not fit the session.
@@ -106,7 +107,7 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
         sums.totals.copy_(content["sums"])
         best = Best(**content["best"]) if content["best"] else None
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
-        raise RunError(f"{path}: does not fit this run ({_first_line(error)})") from None
+        raise RunError(f"{path}: does not fit this run ({first_line(error)})") from None
     return Progress(
         content["epoch"],
         sums,
@@ -118,19 +119,37 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
     )
 
 
-def _check_state(session: Session, content: Content) -> None:
-    """Raises ValueError where a tensor has not the shape and dtype of the one it is copied to.
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load the weights of the checkpoint at `path` into a model.
 
-    torch checks the model's shapes only; an optimizer's fused loop would trust the rest.
+    Raises:
+        RunError: they do not fit.
     """
-    model = session.model.state_dict()
-    best = content["best"]["model"] if content["best"] else content["model"]
-    for weights in (content["model"], best):
-        if weights.keys() != model.keys():
-            raise ValueError("the weights have other names")
-        for name, tensor in weights.items():
-            if (tensor.shape, tensor.dtype) != (model[name].shape, model[name].dtype):
-                raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}")
+    try:
+        _check_weights(model, weights)
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{path}: does not fit the model ({error})") from None
+    model.load_state_dict(weights)
+
+
+def _check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError where the names, a shape or a dtype differ from the model's."""
+    own = model.state_dict()
+    if weights.keys() != own.keys():
+        raise ValueError("the weights have other names")
+    for name, tensor in weights.items():
+        if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
+            raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}")
+
+
+def _check_state(session: Session, content: Content) -> None:
+    """Raise ValueError where a part does not have the shape and type of what it replaces.
+
+    torch checks the model's shapes only; an optimizer's fused loop relies on the rest.
+    """
+    _check_weights(session.model, content["model"])
+    if content["best"]:
+        _check_weights(session.model, content["best"]["model"])
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
     for index, state in content["optimizer"]["state"].items():
         for name, value in state.items():
@@ -138,51 +157,39 @@ def _check_state(session: Session, content: Content) -> None:
                 raise ValueError(f"the optimizer's {name} is {list(value.shape)}")
     if bool(content["scaler"]) != session.scaler.is_enabled():
         raise ValueError(
-            "by itself --amp is float16 on CUDA and bfloat16 elsewhere; a run that is to move "
-            "between them names its --amp-dtype from the start"
+            "--amp-dtype auto is float16 on CUDA and bfloat16 elsewhere; to resume on the other "
+            "kind of device, a run must name its --amp-dtype from the start"
         )
     batches = len(session.train) // session.experiment.batch_size
     if content["epoch"] < 0 or not 0 <= content["batch"] <= batches:
-        raise ValueError(f"it stands at epoch {content['epoch']}, batch {content['batch']}")
+        raise ValueError(f"there is no epoch {content['epoch']}, batch {content['batch']}")
     if content["sums"].shape != (4,):
         raise ValueError(f"the sums are {list(content['sums'].shape)}")
     if not isinstance(content.get("gradient_norm"), float | None):
-        raise ValueError("the gradient's norm is no number")
-
-
-def save(path: Path, content: Content, *, keep_previous: bool = False) -> None:
-    """Write a checkpoint; see `atomic.write`.
-
-    Raises:
-        OSError: it could not be written; what stood at `path` still does.
-    """
-    try:
-        atomic.write(path, lambda file: torch.save(content, file), keep_previous=keep_previous)
-    except RuntimeError as error:  # torch wraps some failures to write
-        raise OSError(_first_line(error)) from error
+        raise ValueError("the gradient norm is not a number")
 
 
 def load(path: Path) -> Content:
-    """Read a checkpoint of either kind, checked, onto the CPU.
+    """Read a checkpoint of either kind onto the CPU, checked.
 
     Raises:
-        RunError: not a checkpoint, damaged, of another version, or one that would run code.
+        RunError: not a checkpoint, damaged, of another version, or with code in it.
     """
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise RunError(f"{path}: refused, it would run code ({_first_line(error)})") from None
+        raise RunError(f"{path}: refused, since it would run code ({first_line(error)})") from None
     except RunError:
         raise
     except Exception as error:  # zipfile and torch fail in many ways on a damaged file
-        raise RunError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
+        raise RunError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
     _check_content(content, path)
     return dict(content)
 
 
 def _check_archive(path: Path) -> None:
-    """The zip file as torch writes it: stored, no larger unpacked than packed, sums right."""
+    """Check a zip file as torch writes it: stored, no larger unpacked than packed, sums correct."""
     if not zipfile.is_zipfile(path):
         raise RunError(f"{path}: not a checkpoint of rsnn_fmnist (or cut short)")
     with zipfile.ZipFile(path) as archive:
@@ -190,9 +197,10 @@ def _check_archive(path: Path) -> None:
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
         if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise RunError(f"{path}: not a checkpoint of rsnn_fmnist (its entries are packed)")
-        damaged = archive.testzip()
-    if damaged:
-        raise RunError(f"{path}: damaged: the check sum of {damaged} is wrong")
+    try:
+        atomic.check_sums(path)
+    except ValueError as error:
+        raise RunError(f"{path}: damaged: {error}") from None
 
 
 def _check_content(content: object, path: Path) -> None:
@@ -200,24 +208,24 @@ def _check_content(content: object, path: Path) -> None:
         raise RunError(f"{path}: not a checkpoint of rsnn_fmnist")
     if content.get("version") != VERSION:
         raise RunError(
-            f"{path}: written in format version {content.get('version')}; this program reads "
-            f"version {VERSION}"
+            f"{path}: has format version {content.get('version')}; this program reads version "
+            f"{VERSION}"
         )
     keys = KEYS.get(content.get("kind", ""))
     if keys is None:
         raise RunError(f"{path}: a checkpoint of unknown kind {content.get('kind')!r}")
     for key, kind in keys.items():
         if not isinstance(content.get(key, ...), kind):
-            raise RunError(f"{path}: damaged: {key!r} is missing or not what it should be")
+            raise RunError(f"{path}: damaged: {key!r} is missing or of another type")
     rows = content.get("rows", [])
     if not all(
         isinstance(row, dict) and {"epoch", "seconds", "test_acc1"} <= row.keys() for row in rows
     ):
-        raise RunError(f"{path}: damaged: its rows of metrics are not what they should be")
+        raise RunError(f"{path}: damaged: its rows of metrics are incomplete")
 
 
 def experiment_of(content: Content, path: Path) -> Experiment:
-    """The experiment that a checkpoint belongs to.
+    """The experiment of a checkpoint.
 
     Raises:
         RunError: settings that this program does not know.
@@ -231,7 +239,3 @@ def experiment_of(content: Content, path: Path) -> Experiment:
         return Experiment(**{n: config.check(n, v, f"{n} =") for n, v in settings.items()})  # type: ignore[arg-type]
     except UsageError as error:
         raise RunError(f"{path}: damaged: {error}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,26 +1,27 @@
-"""Where a run begins: afresh in its directory, or at a checkpoint of the same experiment."""
+"""Where a run starts: at its first epoch, or from a checkpoint of the same experiment."""
 
 import dataclasses
 from pathlib import Path
 
-from .. import config, models
+from .. import config
 from ..config import Experiment, Machine, Settings
 from ..errors import RunError, UsageError, warn
+from ..models import MODELS, check_registered
 from . import checkpoint
 from .checkpoint import Content
 from .run_directory import RunDirectory, checkpoint_in, locate, refuse_existing
 
 
-def identify(
+def find_start(
     machine: Machine, flags: Settings, file: Settings
 ) -> tuple[Experiment, Path, Content | None]:
-    """Which experiment, in which directory, and the checkpoint to go on from (None: afresh).
+    """The experiment, its directory, and the checkpoint to resume from (None: a new run).
 
-    With --resume PATH the checkpoint says which experiment; with --resume auto the settings do.
+    With --resume PATH the checkpoint determines the experiment; with --resume auto the settings do.
 
     Raises:
         UsageError: settings that contradict each other or the checkpoint.
-        RunError: no readable checkpoint where one is named; a directory that holds a run.
+        RunError: the named checkpoint cannot be read; the directory of a new run holds a run.
     """
     settings = {**file, **flags}
     if machine.resume in ("", "auto"):
@@ -35,7 +36,7 @@ def identify(
         if content["kind"] != "run" and not machine.test_only:
             raise RunError(
                 f"{machine.resume}: holds the weights of one epoch only; resume from latest.pt, or "
-                "evaluate it with --test-only"
+                "evaluate this file with --test-only"
             )
     return experiment, directory, content
 
@@ -63,7 +64,7 @@ def _by_checkpoint(
         raise RunError(f"--resume {path}: holds no checkpoint of a run")
     kept = dataclasses.asdict(checkpoint.experiment_of(content, path))
     experiment = config.from_settings(Experiment, {**kept, **settings})
-    if experiment.model not in models.MODELS and "model" not in settings:
+    if experiment.model not in MODELS and "model" not in settings:
         raise UsageError(
             f"--resume {path}: a run of the model {experiment.model}, which is not registered; "
             "name its file with --models-file"
@@ -73,7 +74,7 @@ def _by_checkpoint(
 
 
 def starting_point(machine: Machine, directory: Path) -> Content | None:
-    """The checkpoint that --resume means; None: start afresh."""
+    """The checkpoint that --resume means; None: a new run."""
     if not machine.resume:
         refuse_existing(directory)
         return None
@@ -82,7 +83,7 @@ def starting_point(machine: Machine, directory: Path) -> Content | None:
 
 
 def newest(directory: Path) -> Content | None:
-    """The run's latest checkpoint or, where that is damaged, the one before; None: none yet."""
+    """The run's latest checkpoint or, where it is damaged, the one before; None: there is none."""
     latest, before = checkpoint_in(directory)
     if latest is None:
         return checkpoint.load(before) if before else None
@@ -91,28 +92,20 @@ def newest(directory: Path) -> Content | None:
     except RunError as error:
         if before is None:
             raise
-        warn(f"{error}; going on from {before}")
+        warn(f"{error}; using {before}")
         return checkpoint.load(before)
 
 
 def check_experiment(experiment: Experiment, machine: Machine) -> None:
-    """Raises UsageError for no model, an unknown one, or settings that contradict each other."""
-    names = ", ".join(models.MODELS)
-    if not experiment.model:
-        raise UsageError(f"--model is required: {names}")
-    if experiment.model not in models.MODELS:
-        near = config.closest(experiment.model, models.MODELS)
-        raise UsageError(
-            f"--model {experiment.model}: not registered (a model of your own takes "
-            f"--models-file); registered: {names}{near}"
-        )
+    """Raise UsageError for no model, an unknown one, or settings that contradict each other."""
+    check_registered(experiment.model)
     config.check_together(experiment, machine)
 
 
 def refuse_changes(asked: Experiment, kept: Experiment, content: Content, directory: Path) -> None:
-    """Raises UsageError when a setting differs from the checkpoint's.
+    """Raise UsageError where a setting differs from the checkpoint's.
 
-    More epochs extend the run; as many as it has done, or fewer, have it finished.
+    A larger `epochs` extends the run; with no more epochs than it has done, the run is finished.
     """
     for name in config.differences(asked, kept):
         new, old = getattr(asked, name), getattr(kept, name)
@@ -120,7 +113,7 @@ def refuse_changes(asked: Experiment, kept: Experiment, content: Content, direct
             continue
         raise UsageError(
             f"{config.flag(name)} {new}: the run in {directory} has {old}, which cannot change "
-            "when it resumes; name that, or start another run"
+            "when it resumes; use that value, or start another run"
         )
 
 
@@ -128,8 +121,8 @@ def finished(experiment: Experiment, content: Content) -> bool:
     return content["kind"] == "run" and bool(content["epoch"] >= experiment.epochs)
 
 
-def take_over(records: RunDirectory, machine: Machine, experiment: Experiment) -> Content | None:
-    """The checkpoint in the locked directory, which may be another's by now; None: none."""
+def locked_start(records: RunDirectory, machine: Machine, experiment: Experiment) -> Content | None:
+    """The checkpoint again, now that the directory is locked: another process may have trained."""
     content = starting_point(machine, records.path)
     if content:
         kept = checkpoint.experiment_of(content, records.path)

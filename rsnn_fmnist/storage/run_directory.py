@@ -1,8 +1,8 @@
-"""A run's directory: its name and lock, what stands in it, when a checkpoint is written.
+"""A run's directory: its name, its lock, its records, and when a checkpoint is written.
 
     config.toml  environment.json  metrics.jsonl  latest.pt  latest.prev.pt  best.pt  tb/  .lock
 
-A directory that holds a run is never written to by another one.
+No run writes to the directory of another one.
 """
 
 import json
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from .. import config
 from ..config import Experiment, Machine
-from ..errors import RunError, UsageError, warn
+from ..errors import RunError, UsageError, first_line, warn
 from ..session import Progress, Row, Session
 from . import atomic, checkpoint
 
@@ -29,15 +29,15 @@ def locate(experiment: Experiment, machine: Machine) -> Path:
     """
     name = machine.run_name or config.run_name(experiment)
     if name in (".", "..") or Path(name).name != name or "\\" in name or not name.isprintable():
-        raise UsageError(f"--run-name {name!r}: must be a plain name, inside --output-dir")
+        raise UsageError(f"--run-name {name!r}: must be a plain name; the folder is --output-dir")
     return Path(machine.output_dir) / name
 
 
 def refuse_existing(run: Path) -> None:
-    """Raises RunError when a fresh start would meet anything in the directory."""
+    """Raise RunError where a new run would find anything in the directory."""
     if run.is_dir() and any(p.name != LOCK for p in run.iterdir()):
         raise RunError(
-            f"{run} holds a run already: go on with it by --resume auto, or name another "
+            f"{run} holds a run already: continue it with --resume auto, or name another "
             "directory with --run-name"
         )
 
@@ -50,7 +50,7 @@ def checkpoint_in(run: Path) -> tuple[Path | None, Path | None]:
 
 
 class RunDirectory:
-    """A run's directory, made and locked; use as a context manager.
+    """A run's directory, created and locked; use as a context manager.
 
     Raises (on entering):
         RunError: it cannot be written, or another process is writing it.
@@ -78,10 +78,10 @@ class RunDirectory:
     def write_records(
         self, experiment: Experiment, environment: dict[str, object], rows: list[Row]
     ) -> None:
-        """Write what says which run this is, and the rows of metrics that are true so far.
+        """Write config.toml, environment.json and the rows of metrics so far.
 
         Raises:
-            RunError: they cannot be written; what stood there before still does.
+            RunError: they cannot be written; the old files are unchanged.
         """
         self._rows = list(rows)
         try:
@@ -92,7 +92,7 @@ class RunDirectory:
             raise self._unwritable(error) from None
 
     def add_row(self, row: Row) -> None:
-        """Append an epoch to metrics.jsonl; where that fails, it is tried again with the next."""
+        """Append an epoch to metrics.jsonl; after a failure, the next call tries again."""
         self._rows.append(row)
         if self._behind:
             self.catch_up()
@@ -104,7 +104,7 @@ class RunDirectory:
             self._fall_behind(error)
 
     def catch_up(self) -> None:
-        """Write metrics.jsonl whole where a row is missing in it."""
+        """Write the whole metrics.jsonl where a row is missing in it."""
         if not self._behind:
             return
         try:
@@ -115,14 +115,14 @@ class RunDirectory:
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(
-            f"{self.path}: cannot be written ({error.strerror or error}); name another --output-dir"
+            f"{self.path}: cannot be written ({first_line(error)}); name another --output-dir"
         )
 
     def _fall_behind(self, error: OSError) -> None:
         self._behind = True
         warn(
-            f"{self.path / METRICS} not written ({error.strerror or error}), to be tried again; "
-            "training goes on"
+            f"{self.path / METRICS} not written ({first_line(error)}); training continues and will "
+            "try again"
         )
 
     def _put(self, name: str, text: str) -> None:
@@ -135,17 +135,20 @@ def _line(row: Row) -> str:
 
 
 class Saver:
-    """Writes a run's checkpoints: now, or when the last one is `every` seconds old.
+    """Writes a run's checkpoints; one is due when the last is `every` seconds old.
 
-    A save that fails is told on standard error and tried again at the next occasion. Of several
-    processes only the first one saves.
+    A failure to save is a warning; the next save tries again. Of several processes only the first
+    one saves.
+
+    Attributes:
+        failed: the last save failed.
     """
 
     def __init__(self, path: Path, session: Session, every: float) -> None:
         self.path = path
         self.session = session
         self.every = every
-        self.failed = False  # the last save did not succeed
+        self.failed = False
         self._saved = time.monotonic()
         self._best_epoch: int | None = None
 
@@ -156,21 +159,20 @@ class Saver:
         if not self.session.world.first:
             return
         try:
-            self._save_best(progress)  # first: a run that is done in latest.pt lacks nothing
+            self._save_best(progress)  # first: once latest.pt is finished, nothing is missing
             content = checkpoint.capture(self.session, progress)
-            checkpoint.save(self.path / LATEST, content, keep_previous=True)
+            atomic.save(self.path / LATEST, content, keep_previous=True)
             self.failed = False
         except OSError as error:
             self.failed = True
-            reason = error.strerror or error
             warn(
-                f"checkpoint not saved in {self.path} ({reason}), to be tried again; training goes "
-                "on"
+                f"checkpoint not saved in {self.path} ({first_line(error)}); training "
+                "continues and will try again"
             )
         self._saved = time.monotonic()
 
     def _save_best(self, progress: Progress) -> None:
         best = checkpoint.capture_best(self.session, progress)
         if best is not None and best["row"]["epoch"] != self._best_epoch:
-            checkpoint.save(self.path / BEST, best)
+            atomic.save(self.path / BEST, best)
             self._best_epoch = best["row"]["epoch"]

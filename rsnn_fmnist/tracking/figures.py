@@ -1,8 +1,7 @@
-"""Every figure, drawn once: for TensorBoard and for the report.
+"""Figures of a network at work, for TensorBoard and the report.
 
-Figures are matplotlib's own objects, without pyplot and its global state. Importing this module
-needs the `report` extra; `insight.drawing` says so where it is missing. What is drawn is measured
-elsewhere.
+matplotlib's own objects, without pyplot and its global state. Importing this module needs the
+`report` extra; `diagnostics.import_figures` reports where it is missing. Measuring is left out.
 """
 
 from collections.abc import Callable
@@ -22,22 +21,22 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.synthetic import CLASSES as NAMES
+from ..data.pictures import CLASS_NAMES
 from ..spiking.monitor import Recording
 
 Array = NDArray[Any]
-Panel = Callable[[Axes], None]  # draws on axes whose x is the time step
+Draw = Callable[[Axes], None]  # on axes whose x is the time step
 
-COLOURS = (  # of the classes, chosen to be told apart by colour-blind readers too
+COLOURS = (  # of the classes; colour-blind readers can tell them apart
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee",
     "#aa3377", "#999999", "#000000", "#dd7711", "#7755cc",
 )  # fmt: skip
-FEW = 10  # neurons that are drawn as a line each; more are drawn as an image
+FEW = 10  # neurons drawn as a line each; more are drawn as an image
 
 
 @dataclass(frozen=True)
 class Trains:
-    """What a layer of F neurons did with one picture: s and h, [T, F]."""
+    """The spikes s and the potentials before the reset h of F neurons on one picture, [T, F]."""
 
     s: Array
     h: Array
@@ -46,14 +45,14 @@ class Trains:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the layers did with one picture, in the model's order: neurons, or a trace [T, F]."""
+    """The layers' activity on one picture, in the model's order: neurons, or a trace [T, F]."""
 
     layers: dict[str, Trains | Array]
 
     def running_rates(self) -> Array | None:
-        """The mean of the last neurons' spikes so far, [T, 10]; None where they are not ten."""
+        """The mean spikes up to each step of the last neurons, [T, 10]; None: not one per class."""
         neurons = [layer for layer in self.layers.values() if isinstance(layer, Trains)]
-        if not neurons or neurons[-1].s.shape[1] != len(NAMES):
+        if not neurons or neurons[-1].s.shape[1] != len(CLASS_NAMES):
             return None
         s = neurons[-1].s
         rates: Array = np.cumsum(s, axis=0) / np.arange(1, len(s) + 1)[:, None]
@@ -61,7 +60,7 @@ class Sample:
 
 
 def sample(recording: Recording, n: int) -> Sample:
-    """Picture n of a recorded batch."""
+    """The activity on picture n of a recorded batch."""
 
     def flat(values: Tensor) -> Array:
         return _array(values[:, n].reshape(len(values), -1))
@@ -76,15 +75,15 @@ def sample(recording: Recording, n: int) -> Sample:
     return Sample(layers)
 
 
-def passage(x: Tensor, label: int, scores: Tensor, sample: Sample) -> Figure:
+def network_at_work(x: Tensor, label: int, scores: Tensor, sample: Sample) -> Figure:
     """One picture on its way through the network, over time.
 
-    The picture and the answer; the columns as read; spikes and potentials before the reset of each
-    layer, the trace of each synapse filter; the running rates of the classes.
+    Shows the picture and the scores; the columns as read; each layer's spikes and potentials before
+    the reset, each synapse filter's trace; the classes' running rates.
 
     Args:
-        x: the picture as the network is given it, [H, W].
-        scores: the network's answer, [10].
+        x: the picture as the network's input, [H, W].
+        scores: the network's output, [10].
     """
     picture, answer = _array(x), int(scores.argmax())
     panels = _panels(picture, label, sample)
@@ -95,10 +94,10 @@ def passage(x: Tensor, label: int, scores: Tensor, sample: Sample) -> Figure:
         rows, 2, width_ratios=(1, 3), left=0.09, right=0.9, top=1 - 0.7 / height,
         bottom=0.45 / height, hspace=0.5, wspace=0.18,
     )  # fmt: skip
-    how = "rightly" if answer == label else "wrongly"
-    figure.suptitle(f"{NAMES[label]}, {how} taken for {NAMES[answer]}", fontsize=13)
+    how = "correctly" if answer == label else "wrongly"
+    figure.suptitle(f"{CLASS_NAMES[label]}, {how} classified as {CLASS_NAMES[answer]}", fontsize=13)
     _image(figure.add_subplot(grid[:2, 0], title="picture"), picture)
-    _answer(figure.add_subplot(grid[2:4, 0], title="answer"), _array(scores), label)
+    _scores(figure.add_subplot(grid[2:4, 0], title="scores"), _array(scores), label)
     for row, (title, draw) in enumerate(panels):
         axes = figure.add_subplot(grid[row, 1])
         axes.set_title(title, fontsize=9, loc="left", pad=3)
@@ -110,10 +109,10 @@ def passage(x: Tensor, label: int, scores: Tensor, sample: Sample) -> Figure:
     return figure
 
 
-def _panels(picture: Array, label: int, sample: Sample) -> list[tuple[str, Panel]]:
-    """The panels over time, from input to answer, each with its title."""
+def _panels(picture: Array, label: int, sample: Sample) -> list[tuple[str, Draw]]:
+    """The panels over time, from input to output, each with its title."""
     columns = partial(_image, values=picture, aspect="auto")
-    panels: list[tuple[str, Panel]] = [("columns as read, pixels from the top", columns)]
+    panels: list[tuple[str, Draw]] = [("columns as read, pixels from the top", columns)]
     for name, layer in sample.layers.items():
         if isinstance(layer, Trains):
             values = partial(_values, values=layer.h, threshold=layer.v_threshold)
@@ -132,10 +131,10 @@ def _image(axes: Axes, values: Array, aspect: Literal["equal", "auto"] = "equal"
     axes.imshow(values, cmap="gray", aspect=aspect, interpolation="nearest")
 
 
-def _answer(axes: Axes, scores: Array, label: int) -> None:
-    """The score of each class as a bar, the right one marked by its name in bold.
+def _scores(axes: Axes, scores: Array, label: int) -> None:
+    """The score of each class as a bar; the label's name is bold.
 
-    A square beside each name is the key to the colours.
+    A square next to each name is the key to the colours.
     """
     axes.barh(range(len(scores)), scores, color=COLOURS)
     beside = axes.get_yaxis_transform()
@@ -144,7 +143,7 @@ def _answer(axes: Axes, scores: Array, label: int) -> None:
         places, range(len(scores)), s=16, c=COLOURS, marker="s", transform=beside, clip_on=False
     )
     axes.tick_params(axis="y", length=0, pad=11)
-    axes.set_yticks(range(len(scores)), NAMES)
+    axes.set_yticks(range(len(scores)), CLASS_NAMES)
     axes.get_yticklabels()[label].set_fontweight("bold")
     axes.invert_yaxis()
 
@@ -159,10 +158,10 @@ def _raster(axes: Axes, s: Array) -> None:
 
 
 def _values(axes: Axes, values: Array, threshold: float | None = None) -> None:
-    """Values [T, F] over time: a line a neuron, or an image where there are many neurons.
+    """Values [T, F] over time: a line per neuron, or an image where there are many neurons.
 
-    Potentials run far below the threshold, where little depends on them: around the threshold the
-    scale is linear, further away logarithmic. In the image, red lies above it and blue below.
+    Potentials reach far below the threshold, where they matter little: the scale is linear around
+    the threshold and logarithmic further away. In the image, red is above it and blue below.
     """
     if values.shape[1] <= FEW:
         for f, line in enumerate(values.T):
@@ -196,28 +195,28 @@ def _colours(classes: Array) -> list[str]:
 
 
 def _rates(axes: Axes, rates: Array, label: int) -> None:
-    """Rates [T, 10] over time, the right class's as a thick line.
+    """Rates [T, 10] over time, the label's as a thick line.
 
-    Classes that have fired are named at the ends of their lines; the others lie at 0 together.
+    Classes that fired are named at the ends of their lines; the lines of the others are all at 0.
     """
     for f, line in enumerate(rates.T):
         width = 2.5 if f == label else 1.0
-        axes.plot(line, color=COLOURS[f], linewidth=width, label=NAMES[f])
+        axes.plot(line, color=COLOURS[f], linewidth=width, label=CLASS_NAMES[f])
     axes.set_ylim(-0.03, 1.03)
     fired = [int(f) for f in np.nonzero(rates[-1])[0]]
     heights = _apart([float(rates[-1, f]) for f in fired], 0.0, 1.0)
     for f, height in zip(fired, heights, strict=True):
-        name = _beside(axes, len(rates), height, NAMES[f], COLOURS[f])
+        name = _beside(axes, len(rates), height, CLASS_NAMES[f], COLOURS[f])
         name.set_fontweight("bold" if f == label else "normal")
 
 
 def _beside(axes: Axes, steps: int, height: float, words: str, colour: str) -> Text:
-    """Words to the right of a panel, at the end of a line."""
+    """Text to the right of a panel, at the end of a line."""
     return axes.text(steps - 0.2, height, words, color=colour, fontsize=6.5, va="center")
 
 
 def _apart(heights: list[float], low: float, high: float) -> list[float]:
-    """The heights moved as far apart as words need, their order kept, from `low` to `high`."""
+    """Move heights apart as far as text needs, within `low` to `high`, in the same order."""
     gap = (high - low) * min(0.14, 1 / max(len(heights) - 1, 1))
     order = sorted(range(len(heights)), key=heights.__getitem__)
     apart = list(heights)
@@ -229,16 +228,18 @@ def _apart(heights: list[float], low: float, high: float) -> list[float]:
 
 
 def confusion_matrix(counts: Tensor) -> Figure:
-    """How many pictures of class i (down) are taken for class j (across): counts [10, 10]."""
+    """The number of pictures of class i (rows) classified as class j (columns), [10, 10]."""
     table = _array(counts)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     figure = _figure(7.2, 6.6)
     axes = figure.add_axes((0.16, 0.17, 0.81, 0.77))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(NAMES)), NAMES, rotation=45, ha="right")
-    axes.set_yticks(range(len(NAMES)), NAMES)
-    axes.set_xlabel("taken for")
-    axes.set_title(f"{int(table.trace()):,} of {int(table.sum()):,} test pictures named rightly")
+    axes.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, rotation=45, ha="right")
+    axes.set_yticks(range(len(CLASS_NAMES)), CLASS_NAMES)
+    axes.set_xlabel("classified as")
+    axes.set_title(
+        f"{int(table.trace()):,} of {int(table.sum()):,} test pictures classified correctly"
+    )
     for (i, j), count in np.ndenumerate(table):
         shade = "white" if shares[i, j] > 0.5 else "black"
         axes.text(j, i, f"{int(count)}", ha="center", va="center", fontsize=8, color=shade)
@@ -246,7 +247,7 @@ def confusion_matrix(counts: Tensor) -> Figure:
 
 
 def pixels(figure: Figure) -> Array:
-    """The figure as RGB, uint8 [height, width, 3]."""
+    """Render a figure as RGB, uint8 [height, width, 3]."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     drawn: Array = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
@@ -254,7 +255,7 @@ def pixels(figure: Figure) -> Array:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's suffix; the same figure gives the same bytes.
+    """Write a figure in the format of the path's suffix; equal figures give equal bytes.
 
     Raises:
         OSError: it cannot be written.
@@ -265,7 +266,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure, sizes in inches."""
     return Figure(figsize=(width, height), dpi=90)
 
 

@@ -1,10 +1,10 @@
-"""The gradients of a training step by one compiled loop, for models that are chains of layers.
+"""The gradients of a training step from one compiled CPU loop, for chains of layers.
 
-A `ColumnReader` of Linear layers, IF and LIF neurons, synapse filters and linear recurrent
-containers around a neuron is such a chain, on the CPU, in float32 or float64; `refusal` says why
-another model is not. The loop is `spiking.kernels.chain`: it computes what autograd does layer by
-layer, but takes sums over features and samples in another order. Imported where numba works only;
-half precision is left out.
+Such a chain is a `ColumnReader` of Linear layers, IF and LIF neurons, synapse filters and linear
+recurrent containers around a neuron, in float32 or float64; `refusal` says why another model is
+not. No module's `forward` runs: the loop, spiking/kernels/cpu/chain.py, reads the layers' weights
+and computes what autograd does, with sums over features and samples in another order. Needs numba,
+so import it only where numba works. Left out: half precision.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.fashion_mnist import CLASSES, SIDE
-from ..data.loader import Loader, Selection
+from ..data.loader import Loader
+from ..data.pictures import CLASSES, SIDE
+from ..metrics import Sums
 from ..models import ColumnReader
 from ..spiking import IF, LIF, LinearRecurrentContainer, SynapseFilter
 from ..spiking.kernels.cpu import chain
+from ..spiking.kernels.cpu.functions import constants_of
 from ..spiking.kernels.cpu.loops import GIVEN
-from ..spiking.kernels.cpu.sequences import cell_of
-from .cuda_graph import listened_to
-from .step import Sums
+from ..spiking.monitor import is_observed
 
 KINDS = {
     nn.Linear: chain.LINEAR,
@@ -31,14 +31,14 @@ KINDS = {
     LinearRecurrentContainer: chain.RECURRENT,
 }
 ABSENT = -1  # no such parameter
-WIDEST = 128  # features; wider layers are faster one by one, by the products of torch's BLAS
+WIDEST = 128  # features; wider layers are faster eagerly, with the products of torch's BLAS
 SMALLEST = 16  # samples that are worth a thread of their own
 
 
 def refusal(model: nn.Module) -> str | None:
-    """Why the model's gradients cannot be computed by the loop; None: they can."""
+    """Why the loop cannot compute the model's gradients; None: it can."""
     if type(model) is not ColumnReader or not len(model):
-        return f"{type(model).__name__} is no chain of layers"
+        return f"{type(model).__name__} is not a chain of layers"
     parameters = list(model.parameters())
     if {(p.device.type, p.dtype) for p in parameters} not in (
         {("cpu", torch.float32)},
@@ -56,18 +56,18 @@ def refusal(model: nn.Module) -> str | None:
     if named.keys() != _expected(model):
         return "it has other weights than its layers'"
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
-        return "somebody listens to its gradients"
+        return "its parameters have hooks"
     if any("forward" in vars(m) or "sequence" in vars(m) for m in model.modules()):
         return "a layer's forward was replaced"
     if not _fits(model):
         return "its layers do not fit each other"
-    if listened_to(model):
-        return "somebody listens to its layers"
+    if is_observed(model):
+        return "the model has hooks or observers"
     return None
 
 
 def _expected(model: nn.Module) -> set[str]:
-    """The names of the weights that the loop reads."""
+    """The names of the parameters that the loop reads."""
     names = set()
     for name, layer in model.named_children():
         within = f"{name}.rc" if isinstance(layer, LinearRecurrentContainer) else name
@@ -82,7 +82,7 @@ def _expected(model: nn.Module) -> set[str]:
 
 
 def _fits(model: nn.Module) -> bool:
-    """Whether each layer takes what the one before it gives, and the last gives the classes."""
+    """Whether each layer takes what the one before gives, and the last gives CLASSES features."""
     given = SIDE
     for layer in model.children():
         inputs, outputs = features(layer, given)
@@ -98,16 +98,16 @@ def _layer_refusal(name: str, layer: nn.Module) -> str | None:
     neuron = layer.sub_module if isinstance(layer, LinearRecurrentContainer) else layer
     if isinstance(layer, LinearRecurrentContainer) and type(neuron) not in (IF, LIF):
         return f"{name} has a {type(neuron).__name__} inside"
-    if isinstance(neuron, IF | LIF) and cell_of(neuron).slope == GIVEN:
-        return f"the slope of {type(neuron.surrogate).__name__} is torch's to compute"
+    if isinstance(neuron, IF | LIF) and constants_of(neuron.settings()).slope == GIVEN:
+        return f"{type(neuron.surrogate).__name__} has no compiled slope"
     widest = max(features(layer, 0))
     if widest > WIDEST:
-        return f"{name} has {widest} features: one by one, layers so wide are faster"
+        return f"{name} has {widest} features, and eager is faster above {WIDEST}"
     return None
 
 
 def features(layer: nn.Module, inputs: int) -> tuple[int, int]:
-    """How many a layer takes and gives; one that keeps their number is given `inputs`."""
+    """How many features a layer takes and gives; a layer that keeps their number takes `inputs`."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     if isinstance(layer, LinearRecurrentContainer):
@@ -115,12 +115,12 @@ def features(layer: nn.Module, inputs: int) -> tuple[int, int]:
     return inputs, inputs
 
 
-class Gradients:
-    """Called with a selection, adds it to `sums` and leaves the gradients in the model's .grad.
+class CompiledGradients:
+    """Called with a selection, adds it to `sums` and leaves the gradients in the parameters' .grad.
 
     Args:
-        model: one that `refusal` has nothing against.
-        loader: whose selections are given.
+        model: one for which `refusal` returns None.
+        loader: of the selections.
     """
 
     def __init__(self, model: nn.Module, loader: Loader, sums: Sums) -> None:
@@ -136,22 +136,23 @@ class Gradients:
         self.spaces = np.empty((0, 4, 0), self.flat.numpy().dtype)
         self._compile()
 
-    def __call__(self, selection: Selection) -> None:
+    def __call__(self, selection: Tensor) -> None:
         torch.cat([p.detach().reshape(-1) for p in self.parameters], out=self.flat)
-        arguments = self._arguments(*self.loader.rows(selection))
+        pictures = self.loader.pictures
+        arguments = self._arguments(pictures.columns, pictures.labels, selection)
         chain.chain(*arguments)
         *_, gradients, sums = arguments
         np.sum(gradients, axis=0, out=self.gradient.numpy())
         self.sums.totals += torch.from_numpy(sums.sum(0))
 
     def _compile(self) -> None:
-        """Have the loop compiled, by a blank picture, so that no step's time contains that."""
+        """Compile the loop on a blank picture, so that no step's time includes it."""
         blank = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
         only = torch.zeros(1, dtype=torch.int64)
         chain.chain(*self._arguments(blank, only, only))
 
     def _arguments(self, columns: Tensor, labels: Tensor, indices: Tensor) -> tuple[Any, ...]:
-        """Those of chain.chain for pictures `indices` of columns [M, T, H] and labels [M]."""
+        """The arguments of chain.chain, for pictures `indices` [N] of columns [M, T, H]."""
         threads = max(1, min(torch.get_num_threads(), len(indices) // SMALLEST))
         self._make_space(threads, columns.shape[1] * min(len(indices), chain.LANES))
         return (
@@ -169,13 +170,13 @@ class Gradients:
         )
 
     def _make_space(self, threads: int, lanes: int) -> None:
-        """Room for each thread's block of so many samples at all steps."""
+        """Make room for a block of `lanes` values of every feature for each thread."""
         if self.spaces.shape[0] < threads or self.spaces.shape[2] < self.size * lanes:
             self.spaces = np.empty((threads, 4, self.size * lanes), self.spaces.dtype)
 
 
 def program(model: nn.Module) -> tuple[np.ndarray, int]:
-    """The chain's layers as the loop reads them, and how many features a block has to hold."""
+    """The layers as the loop reads them, and the number of features that a block holds."""
     layers = np.zeros(len(list(model.children())), chain.LAYER)
     offsets, first = {}, 0
     for name, p in model.named_parameters():
@@ -193,7 +194,7 @@ def program(model: nn.Module) -> tuple[np.ndarray, int]:
             record["k"] = layer.decay()
         neuron = getattr(layer, "sub_module", layer)
         if isinstance(neuron, IF | LIF):
-            for field, value in cell_of(neuron)._asdict().items():
+            for field, value in constants_of(neuron.settings())._asdict().items():
                 record[field] = value
         record["out"], record["h"] = held, held + outputs
         held += outputs * (2 if isinstance(neuron, IF | LIF) else 1)

@@ -1,10 +1,9 @@
-"""A step as one graph of the device: taken a few times, then captured, then replayed.
+"""A step as one graph of the device: eager a few times, then captured, then replayed.
 
-A graph is what the device is asked to do, recorded once; a replay does all of it again, on the
-same memory, at the price of one launch. So what changes between replays lies in tensors: the batch,
-the learning rate, counters, gradient scaling. What a model computes in Python's own numbers, and
-whoever listens to its layers, takes part in the capture only. Steps of several processes, who have
-to wait for each other, are left out.
+A graph is the work of a step, recorded once; a replay does it again, on the same memory, with one
+launch. So whatever changes between replays is in tensors: the batch, the learning rate, counters,
+gradient scaling. Python's own numbers in a model are frozen at the capture, and hooks run only
+there. Steps of several processes are left out.
 """
 
 import random
@@ -13,40 +12,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from ..data.loader import Selection
-from ..errors import warn
-
-if TYPE_CHECKING:
-    from .step import Step
+from ..errors import first_line, warn
 
 Work = Callable[[], None]
 
-WARM_UP = 3  # batches: they compile kernels, and make what a replay has to find in its place
-SYNCHRONISES = "called a synchronizing CUDA operation"  # torch warns of it, if asked to
-PROTOTYPE = "Synchronization debug mode is a prototype"  # and says so, once
+WARM_UP = 3  # eager batches: they compile kernels and allocate what a replay reads
+SYNCHRONISES = "called a synchronizing CUDA operation"  # torch's warning, where enabled
+PROTOTYPE = "Synchronization debug mode is a prototype"  # torch's warning about that warning
 
 
 class Graph(Protocol):
-    """What a device was asked to do."""
+    """Work recorded on a device."""
 
     def warm_up(self, work: Work) -> str | None:
-        """Do the work where it is going to be captured -> what no graph can hold of it, or None."""
+        """Do the work where it will be captured; return what a graph cannot hold of it, or None."""
 
     def capture(self, work: Work) -> None:
-        """Record the work, which does nothing yet; raises what the device has against it."""
+        """Record the work without doing it; raises the device's error where it cannot."""
 
     def replay(self) -> None:
-        """Do what was recorded."""
+        """Do the recorded work."""
 
 
 class CudaGraph:
-    """A Graph of a CUDA device, recorded on a stream of its own."""
+    """A Graph on a CUDA device, recorded on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -64,7 +59,7 @@ class CudaGraph:
 
     def capture(self, work: Work) -> None:
         graph = torch.cuda.CUDAGraph()
-        # torch.cuda.graph leaves its stream the current one where the capture fails; this does not
+        # after a failed capture torch.cuda.graph leaves its stream current; this does not
         with torch.cuda.stream(self._stream):
             try:
                 with torch.cuda.graph(graph, stream=self._stream):
@@ -84,21 +79,20 @@ GRAPHS: dict[str, Callable[[torch.device], Graph]] = {"cuda": CudaGraph}  # by t
 
 @contextmanager
 def watching(obstacles: list[str]) -> Iterator[None]:
-    """Note what is done meanwhile that a CUDA graph cannot hold, or that it would freeze.
+    """Append what happens inside that a CUDA graph cannot hold, or would freeze.
 
-    A capture that fails is not undone by every torch without a trace; so what can be known before
-    is looked for before.
+    Known before the capture, since not every torch undoes a failed capture completely.
     """
     drawn = torch.get_rng_state(), random.getstate()
     mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    for warning in told:
+    for warning in caught:
         if SYNCHRONISES in str(warning.message):
             where = f"{Path(warning.filename).name}, line {warning.lineno}"
             obstacles.append(f"it waits for the device in {where}")
@@ -110,72 +104,68 @@ def watching(obstacles: list[str]) -> Iterator[None]:
         obstacles.append("it draws random numbers on the CPU")
 
 
-class Captured:
-    """A step that becomes a graph; called with a selection, takes the step on it.
+class GraphStep:
+    """A step that becomes a graph; call it with a selection [N].
 
-    The first WARM_UP selections are taken as they come. Then the step is captured, and from there
-    on replayed. A selection of another shape than the first is taken as it comes; so is every one
-    where the step cannot be captured, which is told in one line.
+    The first WARM_UP selections are eager. Then the step is captured, and replayed from there on. A
+    selection of another length than the first is eager; so are all where the capture fails, which a
+    warning reports.
 
     Args:
-        step: what changes from call to call it has in tensors.
+        step: reads from tensors whatever changes from call to call.
         graph: a fresh one.
-        name: what the line calls the step.
+        name: of the step, in the warning.
     """
 
-    def __init__(self, step: "Step", graph: Graph, name: str) -> None:
+    def __init__(self, step: Callable[[Tensor], None], graph: Graph, name: str) -> None:
         self.step = step
         self.graph: Graph | None = graph
         self.name = name
-        self.selection: Selection = ()  # what the graph reads, as large as the first
-        self.left = WARM_UP
+        self.selection: Tensor | None = None  # what the graph reads, as long as the first
+        self.warm_ups_left = WARM_UP
         self.captured = False
         self.obstacle: str | None = None
 
-    def __call__(self, selection: Selection) -> None:
-        if not self.selection:
-            self.selection = tuple(map(torch.empty_like, selection))
-        if self.graph is None or not self._fits(selection):
+    def __call__(self, selection: Tensor) -> None:
+        if self.selection is None:
+            self.selection = torch.empty_like(selection)
+        if self.graph is None or selection.shape != self.selection.shape:
             self.step(selection)
             return
-        for kept, given in zip(self.selection, selection, strict=True):
-            kept.copy_(given)
-        if self.left:
-            self.left -= 1
+        self.selection.copy_(selection)
+        if self.warm_ups_left:
+            self.warm_ups_left -= 1
             self.obstacle = self.graph.warm_up(partial(self.step, self.selection))
             return
-        if not self.captured and not self._capture(self.graph):
+        if not self.captured and not self._capture(self.graph, self.selection):
             self.step(selection)
             return
         self.graph.replay()
 
-    def _fits(self, selection: Selection) -> bool:
-        return [x.shape for x in selection] == [x.shape for x in self.selection]
-
-    def _capture(self, graph: Graph) -> bool:
-        """Whether the step is captured now; it is not tried twice."""
+    def _capture(self, graph: Graph, selection: Tensor) -> bool:
+        """Whether the capture succeeds; it is tried once."""
         try:
             if self.obstacle is not None:
                 raise RuntimeError(self.obstacle)
-            graph.capture(partial(self.step, self.selection))
+            graph.capture(partial(self.step, selection))
             self.captured = True
-        except Exception as error:  # whatever the device, torch or a user's model raises
-            warn(f"{self.name} cannot be one graph ({_reason(error)}): it goes layer by layer")
+        except Exception as error:  # from the device, torch or a user's model
+            warn(f"{self.name} cannot be a graph ({first_line(_cause(error))}): it is eager")
             self.graph = None
         return self.captured
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what began it: one failure in a capture brings forth others."""
+def _cause(error: BaseException) -> BaseException:
+    """The first error of a chain: one failure in a capture brings about others."""
     while error.__context__ is not None:
         error = error.__context__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return error
 
 
-class Rate:
+class LearningRate:
     """The optimizer's learning rate in a tensor on the device, where a graph reads it anew.
 
-    The schedule's own stays a number, exact, and plain in a checkpoint. The tensor is float32,
+    The scheduler's own stays a number, exact, and plain in a checkpoint. The tensor is float32,
     which is how torch's fused optimizers read it on CUDA.
     """
 
@@ -184,16 +174,16 @@ class Rate:
         self.tensor = torch.zeros((), dtype=torch.float32, device=device)
         self.number = 0.0
 
-    def take_up(self) -> None:
-        """Take the schedule's; not a part of what is captured."""
+    def update(self) -> None:
+        """Copy the scheduler's rate to the tensor; outside of what is captured."""
         (group,) = self.optimizer.param_groups
         if group["lr"] != self.number:
             self.number = group["lr"]
             self.tensor.fill_(self.number)
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
-        """The optimizer finds the tensor meanwhile."""
+    def in_optimizer(self) -> Iterator[None]:
+        """The optimizer reads the tensor inside."""
         (group,) = self.optimizer.param_groups
         scheduled = group["lr"]
         group["lr"] = self.tensor
@@ -201,16 +191,3 @@ class Rate:
             yield
         finally:
             group["lr"] = scheduled
-
-
-def listened_to(model: nn.Module) -> bool:
-    """Whether somebody has hooks in the model or in all modules, or observes its spiking layers."""
-    everywhere = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    return bool(everywhere) or any(
-        m._forward_hooks
-        or m._forward_pre_hooks
-        or m._backward_hooks
-        or m._backward_pre_hooks
-        or getattr(m, "observer", None)
-        for m in model.modules()
-    )

@@ -1,43 +1,47 @@
-"""The shared loop: one for every model, device and precision.
+"""The training loop: one for every model, device and precision.
 
-A run that is stopped between any two batches goes on from there as if it had never stopped.
+A run that stops between any two batches resumes as if it had never stopped.
 """
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from ..config import Experiment
-from ..data.fashion_mnist import epoch_order
-from ..data.loader import EVALUATION_BATCH, Loader, batch_indices
+from ..data.loader import EVALUATION_BATCH, batch_indices
+from ..data.splits import epoch_order
 from ..errors import DivergedError
 from ..interrupt import Interrupt, InterruptedRunError
+from ..metrics import Sums, gradient_norm
 from ..session import Best, Progress, Row, Session, advance, best_metric
 from ..storage.run_directory import Saver
 from ..tracking.tracker import Tracker
 from ..world import PeerLostError
-from .step import Step, Sums, evaluation, gradient_norm, training_step
+from .step import Evaluation, Step, training_step
 
 
 def fit(
     session: Session, progress: Progress, *, tracker: Tracker, saver: Saver, interrupt: Interrupt
 ) -> None:
-    """Train from where `progress` is to the experiment's last epoch, and save.
+    """Train from `progress` to the experiment's last epoch, and save.
 
     Raises:
-        InterruptedRunError: a signal came; the run is saved.
+        InterruptedRunError: a signal was received; the run is saved.
         PeerLostError: another process of the run has ended; this one's state is saved.
-        DivergedError: the loss or the weights are no longer finite.
+        DivergedError: the loss or a weight is no longer finite.
     """
     step = training_step(session, progress.sums, interrupt)
+    parts = {"val": session.val, "test": session.test}
+    evaluations = {part: Evaluation(session, x) for part, x in parts.items() if x is not None}
     try:
         while progress.epoch < session.experiment.epochs:
             train_epoch(session, progress, step, tracker=tracker, saver=saver, interrupt=interrupt)
             refuse_divergence(session, progress)
-            row = epoch_row(session, progress, tracker, interrupt)
+            row = epoch_row(session, progress, evaluations, tracker, interrupt)
             finish_epoch(session, progress, row)
-            with interrupt.noting():
+            with interrupt.postponed():
                 tracker.epoch(row, seconds_left(session.experiment, progress))
             if saver.due():
                 saver.save(progress)
@@ -47,7 +51,7 @@ def fit(
         raise
     except InterruptedRunError:
         refuse_divergence(session, progress)
-        session.world.on_first(lambda: saver.save(progress))  # nobody ends before it is done
+        session.world.on_first(lambda: saver.save(progress))  # the others end after that
         raise
     saver.save(progress)
 
@@ -61,7 +65,7 @@ def train_epoch(
     saver: Saver,
     interrupt: Interrupt,
 ) -> None:
-    """Take the batches of `progress.epoch` that are left."""
+    """Train on the batches of `progress.epoch` that are left."""
     experiment = session.experiment
     session.model.train()
     order = epoch_order(len(session.train), experiment.seed, progress.epoch)
@@ -83,41 +87,49 @@ def train_epoch(
     progress.train_seconds = time.perf_counter() - start
 
 
-def evaluate(session: Session, loader: Loader, interrupt: Interrupt) -> tuple[Sums, float]:
-    """One pass that learns nothing, of every process over its share -> the sums of all, seconds."""
+def evaluate(session: Session, evaluation: Evaluation, interrupt: Interrupt) -> tuple[Sums, float]:
+    """One pass over the evaluation's pictures -> the sums over all processes, and seconds."""
     session.model.eval()
-    step, sums = evaluation(session, loader)
+    evaluation.sums.reset()
+    loader = evaluation.loader
     start = time.perf_counter()
     order = session.world.share(torch.arange(len(loader), device=session.device))
     for selection in loader.selections(batch_indices(order, EVALUATION_BATCH, drop_last=False)):
-        step(selection)
+        evaluation(selection)
         interrupt.check()
-    session.world.complete(sums, interrupt)
-    sums.wait()
-    return sums, time.perf_counter() - start
+    session.world.complete(evaluation.sums, interrupt)
+    evaluation.sums.wait()
+    return evaluation.sums, time.perf_counter() - start
 
 
-def epoch_row(session: Session, progress: Progress, tracker: Tracker, interrupt: Interrupt) -> Row:
-    """Evaluate, and put the epoch into one row of metrics."""
+def epoch_row(
+    session: Session,
+    progress: Progress,
+    evaluations: dict[str, Evaluation],
+    tracker: Tracker,
+    interrupt: Interrupt,
+) -> Row:
+    """Evaluate, and return the epoch's row of metrics."""
     row: Row = {"epoch": progress.epoch, **_metrics("train", progress.sums)}
-    val_seconds = 0.0
-    if session.val is not None:
-        val_sums, val_seconds = evaluate(session, session.val, interrupt)
-        row |= _metrics("val", val_sums)
-    with tracker.looking_inside():
-        test_sums, test_seconds = evaluate(session, session.test, interrupt)
-    row |= _metrics("test", test_sums)
+    seconds = {}
+    for part, evaluation in evaluations.items():
+        observed: AbstractContextManager[None] = (
+            tracker.observing() if part == "test" else nullcontext()
+        )
+        with observed:
+            sums, seconds[part] = evaluate(session, evaluation, interrupt)
+        row |= _metrics(part, sums)
     trained = progress.sums.totals[3].item()
     return row | {
         "lr": float(session.optimizer.param_groups[0]["lr"]),
         "train_images_per_second": round(trained / progress.train_seconds, 1),
-        "test_images_per_second": round(len(session.test) / test_seconds, 1),
-        "seconds": round(progress.train_seconds + val_seconds + test_seconds, 4),
+        "test_images_per_second": round(len(session.test) / seconds["test"], 1),
+        "seconds": round(progress.train_seconds + sum(seconds.values()), 4),
     }
 
 
 def finish_epoch(session: Session, progress: Progress, row: Row) -> None:
-    """Enter the row, keep the best, and go on to the next epoch's beginning."""
+    """Add the row, keep the best weights, and move to the beginning of the next epoch."""
     advance(session.scheduler)
     keep_best(session, progress, row)
     progress.rows.append(row)
@@ -127,7 +139,7 @@ def finish_epoch(session: Session, progress: Progress, row: Row) -> None:
 
 
 def seconds_left(experiment: Experiment, progress: Progress) -> float:
-    """The epochs to come, at the mean time of those done."""
+    """The mean time of the epochs done, times the epochs to come."""
     done = sum(row["seconds"] for row in progress.rows) / len(progress.rows)
     return float(done * (experiment.epochs - progress.epoch))
 
@@ -138,24 +150,25 @@ def _metrics(part: str, sums: Sums) -> Row:
 
 
 def refuse_divergence(session: Session, progress: Progress) -> None:
-    """Stop when the loss or a weight is not finite.
+    """Raise DivergedError where the loss or a weight is not finite.
 
-    The weights are looked at too because a spiking network hides them: a potential that is not a
-    number never fires, and silence has a finite loss.
+    The loss alone does not show it: a potential that is NaN never fires, and a silent network has a
+    finite loss.
     """
     loss = progress.sums.totals[0].item()
     weights = [p.detach().sum() for p in session.model.parameters()]
     if math.isfinite(loss) and torch.isfinite(torch.stack(weights)).all():
         return
-    what = "loss" if not math.isfinite(loss) else "weights"
+    what = "loss is" if not math.isfinite(loss) else "weights are"
     raise DivergedError(
-        f"the {what} became not finite in epoch {progress.epoch}, batch {progress.batch}: try a "
-        f"smaller --lr than {session.experiment.lr:g}; no checkpoint is made of this state"
+        f"the {what} no longer finite (NaN or inf) in epoch {progress.epoch}, batch "
+        f"{progress.batch}: try a smaller --lr than {session.experiment.lr:g}; this state is not "
+        "saved"
     )
 
 
 def keep_best(session: Session, progress: Progress, row: Row) -> None:
-    """Remember the weights when the epoch is the best so far; the first of equals stays."""
+    """Keep the weights where the epoch is the best so far; the first of equals stays."""
     accuracy = row[best_metric(session.experiment)]
     if progress.best is None or accuracy > progress.best.accuracy:
         weights = {name: t.cpu().clone() for name, t in session.model.state_dict().items()}

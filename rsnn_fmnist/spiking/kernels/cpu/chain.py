@@ -1,13 +1,14 @@
-"""A whole training step's mathematics for a chain of layers, compiled by numba into one loop.
+"""What a compiled training step computes for a chain of layers: one loop, compiled by numba.
 
-From uint8 columns to the gradient of every weight: gather, normalise, run the layers forward, take
-the loss of `step.rate_loss`, and run back. A block of samples passes through all layers before the
-next one starts, so that what it computes stays in the processor's cache. Neurons and filters are
-`loops`'s own.
+It goes from uint8 pictures to the gradient of every weight: gather and normalise a batch, run the
+layers forward, take the loss and the sums of `metrics.rate_loss` and `metrics.Sums`, run the layers
+backward. A block of samples passes through all layers before the next block starts, so that its
+values stay in the processor's cache. The equations are those that `loops` names, whose functions
+run the neurons and the filters.
 
-What a layer puts out for a block is [T, F, n]: the n samples last, so that products with a weight
-run along samples and everything else along all of [F, n]. Left out: half precision, surrogates
-whose slope is GIVEN, and layers without steps in time.
+The output of a layer for a block is [T, F, n], the n samples last, so that products with a weight
+run along samples, and everything else along all of [F, n]. Left out: half precision, surrogates
+whose slope is GIVEN, and layers without a time axis.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from .loops import (
     Array,
-    Cell,
+    NeuronConstants,
     fire_row,
     fire_row_backward,
     flat,
@@ -28,9 +29,10 @@ from .loops import (
     synapse_backward_part,
     synapse_part,
 )
-from .openmp import compiled, fork, reassociated
+from .openmp import compiled, fork
+from .products import add_outer, add_product, add_rows, feature_first, transposed
 
-LANES = 64  # samples of a block at most
+LANES = 64  # the most samples of a block
 
 LINEAR, NEURON, FILTER, RECURRENT = range(4)
 
@@ -39,12 +41,12 @@ LAYER = np.dtype(
         ("kind", np.int64),
         ("inputs", np.int64),
         ("outputs", np.int64),
-        ("weight", np.int64),  # where it begins among the parameters; a filter's w; -1: none
-        ("bias", np.int64),  # likewise
-        ("out", np.int64),  # features that lie before its output in a block's space
-        ("h", np.int64),  # likewise before its potentials
-        ("k", np.float64),  # a filter's decay where it is not learnt
-        ("leaky", np.bool_),  # from here on a Cell
+        ("weight", np.int64),  # index of its first value among the parameters, or of a filter's w
+        ("bias", np.int64),  # likewise; -1 where there is no such parameter
+        ("out", np.int64),  # features in front of its output in a block's space
+        ("h", np.int64),  # features in front of its potentials
+        ("k", np.float64),  # a filter's decay if it is not learnt
+        ("leaky", np.bool_),  # this and the rest are NeuronConstants
         ("tau", np.float64),
         ("v_threshold", np.float64),
         ("v_rest", np.float64),
@@ -58,8 +60,9 @@ LAYER = np.dtype(
 
 
 @compiled
-def cell_of(layer: Any) -> Cell:
-    return Cell(
+def constants_of(layer: Any) -> NeuronConstants:
+    """The constants of a record's neurons."""
+    return NeuronConstants(
         layer.leaky,
         layer.tau,
         layer.v_threshold,
@@ -73,25 +76,15 @@ def cell_of(layer: Any) -> Cell:
 
 @compiled
 def weight_of(layer: Any, parameters: Array) -> Array:
-    """[outputs, inputs]; a recurrent layer's is [F, 2 F], the half for its input first."""
+    """The layer's weight, [outputs, inputs]; a recurrent layer's is [F, 2 F], for_x first."""
     columns = layer.inputs * (2 if layer.kind == RECURRENT else 1)
     values = parameters[layer.weight : layer.weight + layer.outputs * columns]
     return values.reshape(layer.outputs, columns)
 
 
 @compiled
-def transposed(weight: Array, first: int, count: int) -> Array:
-    """weight[:, first : first + count] transposed, contiguous."""
-    turned = np.empty((count, weight.shape[0]), weight.dtype)
-    for j in range(count):
-        for k in range(weight.shape[0]):
-            turned[j, k] = weight[k, first + j]
-    return turned
-
-
-@compiled
 def block(space: Array, first: int, features: int, steps: int, lanes: int) -> Array:
-    """The features that lie behind `first` others in space, [T, F, n]; shares memory."""
+    """The features behind the first `first` of space, as [T, F, n]; shares memory."""
     return space[first * steps * lanes :][: features * steps * lanes].reshape(
         steps, features, lanes
     )
@@ -99,96 +92,13 @@ def block(space: Array, first: int, features: int, steps: int, lanes: int) -> Ar
 
 @compiled
 def rows(x: Array) -> Array:
-    """[T, F, n] as the lanes [T, L] of `loops`."""
+    """[T, F, n] as lanes [T, L]; shares memory."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2])
-
-
-@reassociated
-def add_product(weight: Array, first: int, x: Array, out: Array) -> None:
-    """out [K, n] += weight[:, first : first + J] @ x [J, n], two rows and four terms at once."""
-    pairs, fours = out.shape[0] // 2 * 2, x.shape[0] // 4 * 4
-    for k in range(0, pairs, 2):
-        out_0, out_1 = out[k], out[k + 1]
-        for j in range(0, fours, 4):
-            x_0, x_1, x_2, x_3 = x[j], x[j + 1], x[j + 2], x[j + 3]
-            a, b = weight[k, first + j : first + j + 4], weight[k + 1, first + j : first + j + 4]
-            a_0, a_1, a_2, a_3 = a[0], a[1], a[2], a[3]
-            b_0, b_1, b_2, b_3 = b[0], b[1], b[2], b[3]
-            for n in range(out_0.size):
-                out_0[n] += a_0 * x_0[n] + a_1 * x_1[n] + a_2 * x_2[n] + a_3 * x_3[n]
-                out_1[n] += b_0 * x_0[n] + b_1 * x_1[n] + b_2 * x_2[n] + b_3 * x_3[n]
-    for k in range(out.shape[0]):
-        for j in range(fours if k < pairs else 0, x.shape[0]):
-            out_k, x_j, a_j = out[k], x[j], weight[k, first + j]
-            for n in range(out_k.size):
-                out_k[n] += a_j * x_j[n]
-
-
-@reassociated
-def add_outer(grad: Array, x: Array, lag: int, grad_weight: Array, first: int) -> None:
-    """grad_weight[:, first : first + J] += grad @ x transposed, two rows and four columns at once.
-
-    grad [K, L], x [J, L]: the sums run along the samples of all steps, x's `lag` of them behind.
-    """
-    pairs, fours = grad.shape[0] // 2 * 2, x.shape[0] // 4 * 4
-    zero = grad.dtype.type(0)
-    for k in range(0, pairs, 2):
-        g, d = grad[k, lag:], grad[k + 1, lag:]
-        for j in range(0, fours, 4):
-            x_0, x_1, x_2, x_3 = x[j], x[j + 1], x[j + 2], x[j + 3]
-            a_0 = a_1 = a_2 = a_3 = b_0 = b_1 = b_2 = b_3 = zero
-            for n in range(g.size):
-                a_0 += g[n] * x_0[n]
-                a_1 += g[n] * x_1[n]
-                a_2 += g[n] * x_2[n]
-                a_3 += g[n] * x_3[n]
-                b_0 += d[n] * x_0[n]
-                b_1 += d[n] * x_1[n]
-                b_2 += d[n] * x_2[n]
-                b_3 += d[n] * x_3[n]
-            upper, lower = grad_weight[k, first + j :], grad_weight[k + 1, first + j :]
-            upper[0] += a_0
-            upper[1] += a_1
-            upper[2] += a_2
-            upper[3] += a_3
-            lower[0] += b_0
-            lower[1] += b_1
-            lower[2] += b_2
-            lower[3] += b_3
-    for k in range(grad.shape[0]):
-        for j in range(fours if k < pairs else 0, x.shape[0]):
-            g, x_j, single = grad[k, lag:], x[j], zero
-            for n in range(g.size):
-                single += g[n] * x_j[n]
-            grad_weight[k, first + j] += single
-
-
-@reassociated
-def add_rows(rows: Array, total: Array) -> None:
-    """total [K] += the sums of rows [K, L]."""
-    for k in range(rows.shape[0]):
-        row, single = rows[k], rows.dtype.type(0)
-        for n in range(row.size):
-            single += row[n]
-        total[k] += single
-
-
-@compiled
-def feature_first(x: Array, space: Array) -> Array:
-    """x [T, F, n] copied into space as [F, T n]."""
-    steps, features, lanes = x.shape
-    turned = space[: x.size].reshape(features, steps, lanes)
-    for f in range(features):
-        for t in range(steps):
-            source, target = x[t, f], turned[f, t]
-            for n in range(lanes):
-                target[n] = source[n]
-    return turned.reshape(features, steps * lanes)
 
 
 @compiled
 def linear(layer: Any, parameters: Array, x: Array, y: Array) -> None:
-    """Fill y [T, K, n] with weight[:, :J] @ x [T, J, n] + bias."""
+    """Fill y [T, K, n] with weight[:, :J] x + bias, for x [T, J, n]."""
     weight, zero = weight_of(layer, parameters), x.dtype.type(0)
     for t in range(x.shape[0]):
         for k in range(y.shape[1]):
@@ -200,7 +110,7 @@ def linear(layer: Any, parameters: Array, x: Array, y: Array) -> None:
 
 @compiled
 def linear_backward(layer: Any, x: Array, grad_y: Array, grads: Array, space: Array) -> None:
-    """Add the weight's and the bias's gradients; x and grad_y are [T, J, n] and [T, K, n]."""
+    """Add the gradients of weight[:, :J] and the bias, for x [T, J, n] and grad_y [T, K, n]."""
     grad = feature_first(grad_y, space)
     add_outer(grad, feature_first(x, space[grad.size :]), 0, weight_of(layer, grads), 0)
     if layer.bias >= 0:
@@ -209,7 +119,7 @@ def linear_backward(layer: Any, x: Array, grad_y: Array, grads: Array, space: Ar
 
 @compiled
 def linear_input(layer: Any, parameters: Array, grad_y: Array, grad_x: Array) -> None:
-    """Fill grad_x [T, J, n] from grad_y [T, K, n]."""
+    """Fill grad_x [T, J, n] from grad_y [T, K, n]: weight[:, :J] transposed, times grad_y."""
     back = transposed(weight_of(layer, parameters), 0, layer.inputs)
     grad_x[:] = 0
     for t in range(grad_y.shape[0]):
@@ -218,41 +128,41 @@ def linear_input(layer: Any, parameters: Array, grad_y: Array, grad_x: Array) ->
 
 @compiled
 def recurrent(layer: Any, parameters: Array, x: Array, i: Array, s: Array, h: Array) -> None:
-    """Fill s and h [T, F, n]; i [T, F, n] is working space."""
+    """`linear_recurrent_step` around a neuron: fills s and h [T, F, n], and i as working space."""
     linear(layer, parameters, x, i)
-    weight, cell = weight_of(layer, parameters), cell_of(layer)
-    v = np.full(i[0].size, i.dtype.type(cell.v_rest))
+    weight, constants = weight_of(layer, parameters), constants_of(layer)
+    v = np.full(i[0].size, i.dtype.type(constants.v_rest))
     for t in range(i.shape[0]):
         if t > 0:
             add_product(weight, layer.inputs, s[t - 1], i[t])
-        fire_row(flat(i[t]), v, flat(s[t]), flat(h[t]), cell)
+        fire_row(flat(i[t]), v, flat(s[t]), flat(h[t]), constants)
 
 
 @compiled
 def recurrent_backward(
     layer: Any, parameters: Array, h: Array, grad_s: Array, grad_i: Array
 ) -> None:
-    """Fill grad_i [T, F, n]; grad_s gets what comes back through the feedback added."""
-    cell = cell_of(layer)
+    """Fill grad_i [T, F, n]; adds the gradient of the feedback, for_y^T dL/di, to grad_s."""
+    constants = constants_of(layer)
     back = transposed(weight_of(layer, parameters), layer.inputs, layer.inputs)
     grad_v = np.zeros(h[0].size, h.dtype)
     for t in range(h.shape[0] - 1, -1, -1):
         if t < h.shape[0] - 1:
             add_product(back, 0, grad_i[t + 1], grad_s[t])
-        slope_row(flat(h[t]), flat(grad_i[t]), cell)
-        fire_row_backward(flat(grad_s[t]), grad_v, flat(h[t]), flat(grad_i[t]), cell)
+        slope_row(flat(h[t]), flat(grad_i[t]), constants)
+        fire_row_backward(flat(grad_s[t]), grad_v, flat(h[t]), flat(grad_i[t]), constants)
 
 
 @compiled
 def decay(layer: Any, parameters: Array) -> float:
-    """A filter's k, as `synapse.SynapseFilter.decay` has it."""
+    """A filter's k, as in `synapse.SynapseFilter.decay`."""
     one = parameters.dtype.type(1)
     return one / (one + np.exp(-parameters[layer.weight])) if layer.weight >= 0 else layer.k
 
 
 @compiled
 def forward(layers: Any, parameters: Array, x: Array, space: Array, spare: Array) -> None:
-    """Fill each layer's output and potentials in `space`, x [T, F, n] being at its beginning."""
+    """Fill each layer's output and potentials in `space`, at whose beginning is x [T, F, n]."""
     steps, _, lanes = x.shape
     for layer in layers:
         y = block(space, layer.out, layer.outputs, steps, lanes)
@@ -265,7 +175,7 @@ def forward(layers: Any, parameters: Array, x: Array, space: Array, spare: Array
             h = block(space, layer.h, layer.outputs, steps, lanes)
             if layer.kind == NEURON:
                 v = np.full(x[0].size, x.dtype.type(layer.v_rest))
-                neuron_part(0, 1, rows(x), v, rows(y), rows(h), cell_of(layer))
+                neuron_part(0, 1, rows(x), v, rows(y), rows(h), constants_of(layer))
             else:
                 i = block(spare, 0, layer.outputs, steps, lanes)
                 recurrent(layer, parameters, x, i, y, h)
@@ -281,7 +191,10 @@ def backward(
     spares: tuple[Array, Array, Array],
     grads: Array,
 ) -> None:
-    """Add every parameter's gradient to `grads`; spares[0] begins with that of the last output."""
+    """Add the gradient of every parameter to `grads`.
+
+    spares: arrays of space's size; the first one begins with the gradient of the last output.
+    """
     steps, _, lanes = x.shape
     grad, other, turned = spares
     for depth in range(len(layers) - 1, -1, -1):
@@ -307,8 +220,8 @@ def backward(
             h = block(space, layer.h, layer.outputs, steps, lanes)
             if layer.kind == NEURON:
                 grad_v = np.zeros(x[0].size, x.dtype)
-                cell = cell_of(layer)
-                neuron_backward_part(0, 1, rows(grad_y), grad_v, rows(h), rows(grad_x), cell)
+                constants = constants_of(layer)
+                neuron_backward_part(0, 1, rows(grad_y), grad_v, rows(h), rows(grad_x), constants)
             else:
                 recurrent_backward(layer, parameters, h, grad_y, grad_x)
                 feedback_backward(layer, y, grad_x, grads, turned)
@@ -321,7 +234,7 @@ def backward(
 
 @compiled
 def feedback_backward(layer: Any, s: Array, grad_i: Array, grads: Array, space: Array) -> None:
-    """Add the gradient of the weight's half for the spikes of the step before."""
+    """Add the gradient of for_y, from s and grad_i [T, F, n]."""
     grad = feature_first(grad_i, space)
     spikes = feature_first(s, space[grad.size :])
     add_outer(grad, spikes, s.shape[2], weight_of(layer, grads), layer.inputs)
@@ -335,17 +248,17 @@ def gather(
     shift: float,
     x: Array,
 ) -> None:
-    """Fill x [T, H, n] with the chosen pictures of columns [M, T, H], normalised."""
-    of = x.dtype.type
+    """Fill x [T, H, n] with `chosen` [n] of columns [M, T, H], times scale plus shift."""
+    real = x.dtype.type
     for t in range(x.shape[0]):
         for j in range(x.shape[1]):
             row = x[t, j]
             for n in range(row.size):
-                row[n] = of(shift) + of(scale) * of(columns[chosen[n], t, j])
+                row[n] = real(shift) + real(scale) * real(columns[chosen[n], t, j])
 
 
 @compiled
-def answer(
+def add_loss(
     s: Array,
     labels: NDArray[np.int64],
     chosen: NDArray[np.int64],
@@ -353,12 +266,15 @@ def answer(
     grad: Array,
     sums: NDArray[np.float64],
 ) -> None:
-    """Add a block's rates, the means of s [T, C, n], to `step.Sums`; fill the loss's gradient.
+    """Add a block's loss and hits to `metrics.Sums`; fill grad with the gradient of the loss.
 
-    labels, chosen: of all pictures, and which of them these are.
-    count: samples of the whole batch, over which the loss is a mean.
+    Args:
+        s, grad: spikes of the last layer, whose means over T are the rates, and dL/ds: [T, C, n].
+        labels, chosen: the labels of all pictures [M], and the block's pictures among them [n].
+        count: samples of the whole batch, over which `metrics.rate_loss` is a mean.
+        sums: the totals of `metrics.Sums`, [4].
     """
-    of = s.dtype.type
+    real = s.dtype.type
     steps, classes, lanes = s.shape
     rates = np.zeros(classes * lanes, s.dtype)
     for t in range(steps):
@@ -366,16 +282,16 @@ def answer(
         for j in range(rates.size):
             rates[j] += spikes[j]
     for j in range(rates.size):
-        rates[j] /= of(steps)
+        rates[j] /= real(steps)
     for n in range(lanes):
         y, behind, loss = labels[chosen[n]], 0, 0.0
         r_y = rates[y * lanes + n]
         for c in range(classes):
             r = rates[c * lanes + n]
             behind += r < r_y or (r == r_y and c > y)
-            error = r - of(c == y)
+            error = r - real(c == y)
             loss += float(error) * float(error)
-            grad[0, c, n] = of(2) * error / of(count * classes * steps)
+            grad[0, c, n] = real(2) * error / real(count * classes * steps)
         sums[0] += loss / classes
         sums[1] += classes - 1 - behind < 1
         sums[2] += classes - 1 - behind < 5
@@ -399,9 +315,16 @@ def chain_part(
     grads: Array,
     sums: NDArray[np.float64],
 ) -> None:
-    """This part's blocks; spaces [parts, 4, S], grads [parts, P] and sums [parts, 4].
+    """Compute this part's share of a batch.
 
-    spaces: what the layers put out, two gradients, and what is turned feature first.
+    Args:
+        columns, labels, indices: all pictures [M, T, H] and labels [M]; those of the batch [N].
+        scale, shift: the normalisation of a pixel.
+        layers: records of LAYER; parameters: all weights and biases, [P].
+        spaces: working space, [parts, 4, S]: the layers' outputs and potentials, two gradients,
+            and copies with features first.
+        grads, sums: each part's gradients [parts, P] and totals of `metrics.Sums` [parts, 4],
+            filled.
     """
     lanes = min(LANES, (len(indices) + parts - 1) // parts)
     a, b = share(part, parts, len(indices), lanes)
@@ -416,10 +339,11 @@ def chain_part(
         forward(layers, parameters, x, space, grad)
         s = block(space, last.out, last.outputs, steps, len(chosen))
         grad_s = block(grad, 0, last.outputs, steps, len(chosen))
-        answer(s, labels, chosen, len(indices), grad_s, sums[part])
+        add_loss(s, labels, chosen, len(indices), grad_s, sums[part])
         backward(layers, parameters, x, space, (grad, other, spaces[part, 3]), grads[part])
 
 
 @compiled
 def chain(threads: int, *arguments: Any) -> None:
+    """`chain_part` on so many threads."""
     fork(chain_part, threads, arguments)

@@ -1,7 +1,7 @@
-"""The loops of `loops` as functions of tensors, and their gradients, written by hand, for autograd.
+"""The loops of `loops` as functions of tensors, with gradients for autograd.
 
-Tensors have one float dtype, the state's shape is that of x at one step, and gradients can be
-taken once. `fire` and `fire_recurrently` also give the potential before the reset, h.
+All tensors of a call have one float dtype, and states have the shape of x at one step. There are
+first derivatives only. `fire` and `fire_recurrently` also return the potential before the reset, h.
 """
 
 from typing import Any
@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...surrogate import ATan, PiecewiseQuadratic, SoftSign, Surrogate
+from ...neuron import NeuronSettings
+from ...surrogate import ATan, PiecewiseQuadratic, SoftSign
 from . import loops
-from .loops import Cell
+from .loops import NeuronConstants
 
-SLOPES: dict[type, int] = {  # of any other surrogate `slope` is called, for all steps at once
+TAKES_HALF = False  # x and s are float32 or float64
+SLOPES: dict[type, int] = {  # any other surrogate's `slope` is called, once for all steps
     ATan: loops.ATAN,
     SoftSign: loops.SOFT_SIGN,
     PiecewiseQuadratic: loops.PIECEWISE_QUADRATIC,
@@ -22,121 +24,136 @@ SLOPES: dict[type, int] = {  # of any other surrogate `slope` is called, for all
 GRAIN = 65536  # multiplications that are worth one more thread
 
 
-def fire(x: Tensor, v: Tensor, cell: Cell, keep_h: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons along x [T, ...] from v [...] -> (s, h, v), without a gradient.
+def constants_of(neuron: NeuronSettings) -> NeuronConstants:
+    """A layer's settings as the loops take them."""
+    return NeuronConstants(
+        leaky=neuron.tau is not None,
+        tau=float(1 if neuron.tau is None else neuron.tau),
+        v_threshold=float(neuron.v_threshold),
+        v_rest=float(neuron.v_rest),
+        hard=neuron.v_reset is not None,
+        attached=not neuron.detach_reset,
+        slope=SLOPES.get(type(neuron.surrogate), loops.GIVEN),
+        alpha=float(neuron.surrogate.alpha),
+    )
 
-    h is [T, ...] where it is kept, else [1, ...] and only the last step's.
+
+def fire(
+    x: Tensor, v: Tensor, neuron: NeuronSettings, keep_h: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run neurons along x [T, ...] from v [...] -> (s, h, last v), without a gradient.
+
+    h is [T, ...] if it is kept, else [1, ...], that of the last step.
     """
     s, h, v = torch.empty_like(x), _potentials(x, keep_h), v.clone()
-    loops.neuron(_threads(x.numel()), _lanes(x), _row(v), _lanes(s), _lanes(h), cell)
+    loops.neuron(
+        _threads(x.numel()), _lanes(x), _row(v), _lanes(s), _lanes(h), constants_of(neuron)
+    )
     return s, h, v
 
 
 def fire_recurrently(
-    i: Tensor, feedback: Tensor, y: Tensor, v: Tensor, cell: Cell, keep_h: bool
+    i: Tensor, for_y: Tensor, y: Tensor, v: Tensor, neuron: NeuronSettings, keep_h: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`fire` on i [T, ..., F] + feedback [F, F] y[t-1], from y and v -> (s, h, y, v)."""
+    """`fire` on i [T, ..., F] + for_y y[t-1], for_y [F, F] -> (s, h, last y, last v)."""
     s, h, y, v = torch.empty_like(i), _potentials(i, keep_h), y.clone(), v.clone()
     loops.recurrent(
         _threads(i.numel() * i.shape[-1]),
         _samples(i),
-        feedback.contiguous().numpy(),
+        for_y.contiguous().numpy(),
         _rows(y),
         _rows(v),
         _samples(s),
         _samples(h),
-        cell,
+        constants_of(neuron),
     )
     return s, h, y, v
 
 
 def filtered(x: Tensor, y: Tensor, k: float) -> tuple[Tensor, Tensor]:
-    """Run the synapse filter along x [T, ...] from y [...] -> (y_seq, y), without a gradient."""
+    """Run the synapse filter along x [T, ...] from y [...] -> (y_seq, last y), no gradient."""
     y_seq = torch.empty_like(x)
     loops.synapse(_threads(x.numel()), _lanes(x), _row(y), _lanes(y_seq), k)
     return y_seq, y_seq[-1].clone()
 
 
 class Fire(torch.autograd.Function):
-    """`fire`, all of h: (x, v) -> (s, h, v)."""
+    """`fire` with h of all steps: (x, v) -> (s, h, last v); h has no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, v: Tensor, cell: Cell, surrogate: Surrogate
+        ctx: Any, x: Tensor, v: Tensor, neuron: NeuronSettings
     ) -> tuple[Tensor, Tensor, Tensor]:
-        s, h, v = fire(x.detach(), v.detach(), cell, keep_h=True)
+        s, h, v = fire(x.detach(), v.detach(), neuron, keep_h=True)
         ctx.save_for_backward(h)
         ctx.mark_non_differentiable(h)
-        ctx.cell, ctx.surrogate = cell, surrogate
+        ctx.neuron = neuron
         ctx.set_materialize_grads(False)
         return s, h, v
 
     @staticmethod
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_v: Tensor | None
-    ) -> tuple[Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor, None]:
         _refuse_second_derivatives()
         (h,) = ctx.saved_tensors
-        grad_s, grad_v = _given(grad_s, h), _copied(grad_v, h[0])
-        grad_x = _slopes(h, ctx.cell, ctx.surrogate)
+        grad_s, grad_v = _contiguous(grad_s, h), _copied(grad_v, h[0])
+        constants = constants_of(ctx.neuron)
+        grad_x = _slopes(h, ctx.neuron)
         loops.neuron_backward(
-            _threads(h.numel()), _lanes(grad_s), _row(grad_v), _lanes(h), _lanes(grad_x), ctx.cell
+            _threads(h.numel()), _lanes(grad_s), _row(grad_v), _lanes(h), _lanes(grad_x), constants
         )
-        return grad_x, grad_v, None, None
+        return grad_x, grad_v, None
 
 
 class FireRecurrently(torch.autograd.Function):
-    """`fire_recurrently`, all of h: (i, feedback, y, v) -> (s, h, y, v)."""
+    """`fire_recurrently` with h of all steps: (i, for_y, y, v) -> (s, h, last y, last v)."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        i: Tensor,
-        feedback: Tensor,
-        y: Tensor,
-        v: Tensor,
-        cell: Cell,
-        surrogate: Surrogate,
+        ctx: Any, i: Tensor, for_y: Tensor, y: Tensor, v: Tensor, neuron: NeuronSettings
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         s, h, y_last, v_last = fire_recurrently(
-            i.detach(), feedback.detach(), y.detach(), v.detach(), cell, keep_h=True
+            i.detach(), for_y.detach(), y.detach(), v.detach(), neuron, keep_h=True
         )
-        ctx.save_for_backward(h, feedback, y, s)
+        ctx.save_for_backward(h, for_y, y, s)
         ctx.mark_non_differentiable(h)
-        ctx.cell, ctx.surrogate = cell, surrogate
+        ctx.neuron = neuron
         ctx.set_materialize_grads(False)
         return s, h, y_last, v_last
 
     @staticmethod
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_y: Tensor | None, grad_v: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         _refuse_second_derivatives()
-        h, feedback, y, s = ctx.saved_tensors
-        grad_s, grad_y, grad_v = _given(grad_s, h), _copied(grad_y, h[0]), _copied(grad_v, h[0])
-        grad_i = _slopes(h, ctx.cell, ctx.surrogate)
+        h, for_y, y, s = ctx.saved_tensors
+        grad_s = _contiguous(grad_s, h)
+        grad_y, grad_v = _copied(grad_y, h[0]), _copied(grad_v, h[0])
+        grad_i = _slopes(h, ctx.neuron)
         loops.recurrent_backward(
             _threads(h.numel() * h.shape[-1]),
             _samples(grad_s),
-            feedback.t().contiguous().numpy(),
+            for_y.t().contiguous().numpy(),
             _rows(grad_y),
             _rows(grad_v),
             _samples(h),
             _samples(grad_i),
-            ctx.cell,
+            constants_of(ctx.neuron),
         )
         features = h.shape[-1]
         before, after = grad_i[:1].reshape(-1, features), grad_i[1:].reshape(-1, features)
         with torch.autocast("cpu", enabled=False):
-            grad_feedback = after.t() @ s[:-1].reshape(-1, features)
-            grad_feedback.addmm_(before.t(), y.reshape(-1, features))
-        return grad_i, grad_feedback, grad_y, grad_v, None, None
+            grad_for_y = after.t() @ s[:-1].reshape(-1, features)
+            grad_for_y.addmm_(before.t(), y.reshape(-1, features))
+        return grad_i, grad_for_y, grad_y, grad_v, None
 
 
 class Filter(torch.autograd.Function):
-    """`filtered`: (x, y, k) -> (y_seq, y).
+    """`filtered`: (x, y, k) -> (y_seq, last y).
 
-    y_seq is kept for the backward pass, not copied: edited in place before that, autograd refuses.
+    y_seq is saved for the backward pass without a copy; if it is edited in place before that,
+    autograd raises an error.
     """
 
     @staticmethod
@@ -154,7 +171,7 @@ class Filter(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         _refuse_second_derivatives()
         x, y, y_seq = ctx.saved_tensors
-        grad, grad_y = _given(grad, x), _copied(grad_y, y)
+        grad, grad_y = _contiguous(grad, x), _copied(grad_y, y)
         grad_x, grad_k = torch.empty_like(x), torch.zeros_like(y)
         loops.synapse_backward(
             _threads(x.numel()),
@@ -175,7 +192,7 @@ class Filter(torch.autograd.Function):
 
 
 def _refuse_second_derivatives() -> None:
-    """Gradients are computed with a graph of their own only under create_graph=True."""
+    """Raise if autograd records this backward pass, as it does under create_graph=True."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "backend 'numba' has no second derivatives (create_graph=True); choose backend torch"
@@ -183,42 +200,42 @@ def _refuse_second_derivatives() -> None:
 
 
 def number(k: Tensor | float) -> float:
-    """A setting that may be learnt, as the loops take it; no gradient."""
+    """k as the loops take it, without a gradient."""
     return float(k.item() if isinstance(k, Tensor) else k)
 
 
 def _threads(multiplications: int) -> int:
-    """How many of torch's threads the work is worth."""
+    """How many of torch's threads to use."""
     return min(torch.get_num_threads(), 1 + multiplications // GRAIN)
 
 
 def _potentials(x: Tensor, keep_h: bool) -> Tensor:
-    """Space for h: every step's, or one step's that all write to."""
+    """Space for h of all steps, or for one step, which each step overwrites."""
     return torch.empty_like(x if keep_h else x[:1])
 
 
-def _slopes(h: Tensor, cell: Cell, surrogate: Surrogate) -> Tensor:
-    """Space for the gradient that the loops fill; it holds the slopes where they are given."""
+def _slopes(h: Tensor, neuron: NeuronSettings) -> Tensor:
+    """Space for the gradient that the loops fill; holds the slopes that they do not know."""
     space = torch.empty_like(h)
-    return (
-        space.copy_(surrogate.slope(h - cell.v_threshold)) if cell.slope == loops.GIVEN else space
-    )
+    if type(neuron.surrogate) not in SLOPES:
+        space.copy_(neuron.surrogate.slope(h - neuron.v_threshold))
+    return space
 
 
-def _given(gradient: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient to read: zero where nothing depends on the output."""
+def _contiguous(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient to read; zero if nothing depends on the output."""
     return torch.zeros_like(like) if gradient is None else gradient.contiguous()
 
 
 def _copied(gradient: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient to go on from, in place."""
+    """A gradient for the loops to change in place; zero if nothing depends on the output."""
     if gradient is None:
         return torch.zeros_like(like)
     return gradient.clone(memory_format=torch.contiguous_format)
 
 
 def _lanes(x_seq: Tensor) -> NDArray[Any]:
-    """[T, ...] as the loops' [T, L]; shares memory."""
+    """[T, ...] as [T, L]; shares memory."""
     return x_seq.numpy().reshape(x_seq.shape[0], -1)
 
 

@@ -1,14 +1,14 @@
 """Run a compiled loop on torch's own OpenMP threads.
 
-numba could start threads itself, but its pool would be a second one beside torch's: the workers of
-both spin for a while after their work, on the same cores, and each slows the other down (its
-"workqueue" layer even aborts the process when two Python threads use it at once). So `fork`
-enters a parallel region of the very OpenMP library that torch is linked against. Kernels then
-share torch's threads and its rules: as many as torch.set_num_threads says, safe to call from
-several Python threads, and usable in a forked child only with one thread.
+numba can start threads itself, but they would be a second pool beside torch's: the workers of both
+spin for a while after their work, on the same cores, and slow each other down. (numba's "workqueue"
+layer also aborts the process when two Python threads use it at once.) So `fork` enters a parallel
+region of the OpenMP library that torch is linked against. Kernels then share torch's threads and
+their rules: as many as torch.set_num_threads sets, safe to call from several Python threads, and in
+a forked child usable with one thread only.
 
-Where torch has no OpenMP with GNU's entry points (Windows), loops run in the calling thread, and
-PARALLEL is False. What `fork` generates amounts to this:
+If torch's OpenMP does not have GNU's entry points (Windows), loops run in the calling thread, and
+PARALLEL is False. `fork` generates the equivalent of:
 
     static void body(void *packed) {
         loop(omp_get_thread_num(), omp_get_num_threads(), *(arguments *)packed);
@@ -18,9 +18,10 @@ PARALLEL is False. What `fork` generates amounts to this:
         GOMP_parallel(body, &packed, threads, 0);
     }
 
-Beyond numba's documented interface it uses dispatcher._cache with its _cache_file._source_stamp,
-loop.dispatcher.get_compile_result, loop.get_call_type, context.active_code_library and
-context.declare_function; tested with numba 0.68.1 and llvmlite 0.50.0.
+Besides numba's documented interface, this file uses dispatcher._cache with its
+_cache_file._source_stamp, loop.dispatcher.get_compile_result, loop.get_call_type,
+context.active_code_library and context.declare_function; tested with numba 0.68.1 and
+llvmlite 0.50.0.
 """
 
 import ctypes
@@ -39,39 +40,44 @@ from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DIGEST = sha256(Path(__file__).read_bytes()).hexdigest()  # code kept on disk contains `fork`
-PREFIX = "rsnn_fmnist_"  # of the symbols by which compiled code, kept on disk, finds OpenMP
+SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+DIGEST = sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()  # see `compiled`
+PREFIX = "rsnn_fmnist_"  # of the symbols through which code cached on disk finds OpenMP
 
 
 def compiled(loop: F) -> F:
-    """Compile `loop` when first called; kept on disk, so that only the first run ever waits."""
+    """Compile `loop` when it is first called; cached on disk, so later runs do not compile.
+
+    The code in the cache contains that of the functions which `loop` calls, so it is outdated when
+    any file of this folder changes.
+    """
     options = {"error_model": "numpy", "nogil": True}
     try:
         dispatcher = njit(loop, cache=True, **options)
     except RuntimeError:  # numba found no directory that it may write to
         return njit(loop, **options)
-    kept = dispatcher._cache
-    save, load = kept.save_overload, kept.load_overload
-    kept._cache_file._source_stamp = (kept._cache_file._source_stamp, DIGEST)
+    cache = dispatcher._cache
+    save, load = cache.save_overload, cache.load_overload
+    cache._cache_file._source_stamp = (cache._cache_file._source_stamp, DIGEST)
 
     def save_if_possible(*arguments: Any) -> None:
-        with suppress(Exception):  # a full disk is no reason not to compute
+        with suppress(Exception):  # such as a full disk
             save(*arguments)
 
     def load_if_possible(*arguments: Any) -> Any:
         try:
             return load(*arguments)
-        except Exception:  # whatever a damaged file raises
+        except Exception:  # a damaged file can raise anything
             with suppress(OSError):
-                kept.flush()
+                cache.flush()
             return None
 
-    kept.save_overload, kept.load_overload = save_if_possible, load_if_possible
+    cache.save_overload, cache.load_overload = save_if_possible, load_if_possible
     return dispatcher
 
 
 def reassociated(loop: F) -> F:
-    """Compile `loop` for loops that call it; its sums may be taken in any order, or fused."""
+    """Compile `loop` for other loops to call; its sums may be reordered and fused."""
     return njit(loop, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
@@ -143,17 +149,17 @@ ALONE = {  # a parallel region of one thread, the calling one
 
 
 def _entries() -> dict[str, Any]:
-    """The entry points of the OpenMP that torch is linked against; ALONE's where it has none."""
+    """The entry points of the OpenMP that torch is linked against; ALONE if there are none."""
     for library in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
         try:
             torch_cpu = ctypes.CDLL(str(library))
-            return {name: getattr(torch_cpu, name) for name in ALONE}  # found in what it links
+            return {name: getattr(torch_cpu, name) for name in ALONE}  # in a library it links to
         except (OSError, AttributeError):
             continue
     return ALONE
 
 
 _ENTRIES = _entries()
-PARALLEL = _ENTRIES is not ALONE  # else loops run in the calling thread
+PARALLEL = _ENTRIES is not ALONE  # if not, loops run in the calling thread
 for _name, _entry in _ENTRIES.items():
     llvmlite.binding.add_symbol(PREFIX + _name, ctypes.cast(_entry, ctypes.c_void_p).value)

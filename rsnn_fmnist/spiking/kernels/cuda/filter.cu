@@ -1,13 +1,13 @@
-// The synapse filter over all steps: one thread for each lane, a synapse of a sample.
+// The synapse filter over all steps. A thread has one lane: one synapse of one sample.
 //
-// Arrays are [steps, lanes], as in neuron.cu. The equation stands in synapse.py; -fmad=false keeps
-// its rounding. k lies on the device, k_learnt, or is k_fixed where that pointer is null. A
-// pointer said to be optional may be null.
+// Arrays are [steps, lanes], as in neuron.cu. The equations are those of filter_step in synapse.py;
+// -fmad=false keeps their rounding. k is *k_learnt, on the device, or k_fixed if that pointer is
+// null. A pointer that is called optional may be null.
 #include "number.cuh"
 
 constexpr int AHEAD = 8;
 
-// Fills y_seq, optionally trace (the same, unrounded), and y_last, from x and y.
+// Fills y_seq, optionally trace (y_seq before it is rounded to S), and y_last, from x and y.
 template <typename S>
 __global__ void filter_forward(const S *__restrict__ x, const Compute<S> *__restrict__ y,
                                const Compute<S> *__restrict__ k_learnt, Compute<S> k_fixed,
@@ -34,7 +34,8 @@ __global__ void filter_forward(const S *__restrict__ x, const Compute<S> *__rest
     y_last[lane] = now;
 }
 
-// The sum over a block's threads, in an order that depends on their number only; thread 0 has it.
+// The sum of value over a block's threads, in an order that depends on their number only. Thread 0
+// returns it.
 __device__ inline double block_sum(double value) {
     extern __shared__ double shared_memory[];  // one for each thread
     shared_memory[threadIdx.x] = value;
@@ -48,8 +49,8 @@ __device__ inline double block_sum(double value) {
     return shared_memory[threadIdx.x];
 }
 
-// Fills grad_x, optionally grad_y and optionally grad_k (a number for each block, to be added up),
-// from the gradients of y_seq and y_last (both optional), x, y and trace.
+// Fills grad_x, optionally grad_y and optionally grad_k (one number for each block; the caller adds
+// them), from the gradients of y_seq and y_last (both optional), x, y and trace.
 template <typename S>
 __global__ void filter_backward(const S *__restrict__ grad_y_seq,
                                 const Compute<S> *__restrict__ grad_y_last,

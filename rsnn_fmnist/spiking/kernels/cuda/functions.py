@@ -1,8 +1,8 @@
-"""The CUDA kernels as functions of tensors, and their gradients, written by hand, for autograd.
+"""The CUDA kernels as functions of tensors, with gradients for autograd.
 
-Every tensor is contiguous and on one device. x, s and their like are stored as they come, states
-and potentials in what is computed with: float64 for float64, else float32. Gradients can be taken
-once. `fire` and `fire_recurrently` also give the potential before the reset, h.
+All tensors of a call are contiguous and on one device. Inputs and outputs have their own dtype;
+states and potentials have the dtype to compute in, float64 or float32. There are first derivatives
+only. `fire` and `fire_recurrently` also return the potential before the reset, h.
 """
 
 import math
@@ -15,24 +15,26 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, SoftSign, Surrogate
+from ...neuron import NeuronSettings
+from ...surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, SoftSign
 from . import launch
 from .launch import Limits
 
-GIVEN = 0  # Slope in neuron.cuh; of a surrogate not in SLOPES `slope` is called, for all steps
-SLOPES: dict[type, tuple[int, Callable[[float], float]]] = {  # Slope, and Cell.scale from alpha
+TAKES_HALF = True  # x and s may be float16 or bfloat16
+GIVEN = 0  # in `enum Slope` of neuron.cuh; any other surrogate's `slope` is called, for all steps
+SLOPES: dict[type, tuple[int, Callable[[float], float]]] = {  # value of Slope; alpha -> scale
     ATan: (1, lambda alpha: math.pi / 2 * alpha),
     Sigmoid: (2, lambda alpha: 1.0),
     Erf: (3, lambda alpha: alpha / math.sqrt(math.pi)),
     SoftSign: (4, lambda alpha: 1.0),
     PiecewiseQuadratic: (5, lambda alpha: alpha**2),
 }
-THREADS = 64  # of a block: few, so that a small layer reaches many multiprocessors
+THREADS = 64  # of a block; few, so that even a small layer occupies many multiprocessors
 MOST_FEATURES = 1024  # of the recurrent container: CUDA's limit on the threads of a block
 
 
-class Cell(NamedTuple):
-    """The neurons of a layer; `Cell` of neuron.cuh, field by field."""
+class NeuronConstants(NamedTuple):
+    """`neuron.NeuronSettings` as the kernels take them: the struct of this name in neuron.cuh."""
 
     tau: float
     v_threshold: float
@@ -54,32 +56,51 @@ class Plan(NamedTuple):
     shared_bytes: int
 
 
-def fire(x: Tensor, v: Tensor, cell: Cell, keep_h: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Run neurons along x [T, ...] from v [...] -> (s, h or None, v), without a gradient."""
+def constants_of(neuron: NeuronSettings) -> NeuronConstants:
+    """A layer's settings as the kernels take them."""
+    slope, scale = SLOPES.get(type(neuron.surrogate), (GIVEN, float))
+    return NeuronConstants(
+        tau=1.0 if neuron.tau is None else float(neuron.tau),
+        v_threshold=float(neuron.v_threshold),
+        v_rest=float(neuron.v_rest),
+        alpha=float(neuron.surrogate.alpha),
+        scale=scale(neuron.surrogate.alpha),
+        leaky=neuron.tau is not None,
+        hard=neuron.v_reset is not None,
+        attached=not neuron.detach_reset,
+        slope=slope,
+    )
+
+
+def fire(
+    x: Tensor, v: Tensor, neuron: NeuronSettings, keep_h: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Run neurons along x [T, ...] from v [...] -> (s, h or None, last v), without a gradient."""
     s, v_last = torch.empty_like(x), torch.empty_like(v)
     h = torch.empty_like(x, dtype=v.dtype) if keep_h else None
-    _launch_lanes("neuron_forward<{}>", x, 0, x, v, s, h, v_last, *_lanes(x), packed(cell, v.dtype))
+    constants = packed(constants_of(neuron), v.dtype)
+    _launch_lanes("neuron_forward<{}>", x, 0, x, v, s, h, v_last, *_lanes(x), constants)
     return s, h, v_last
 
 
 def fire_recurrently(
-    i: Tensor, feedback: Tensor, y: Tensor, v: Tensor, cell: Cell, keep_h: bool
+    i: Tensor, for_y: Tensor, y: Tensor, v: Tensor, neuron: NeuronSettings, keep_h: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """`fire` on i [T, ..., F] + feedback [F, F] y[t-1], from y and v -> (s, h or None, y, v).
+    """`fire` on i [T, ..., F] + for_y y[t-1], for_y [F, F] -> (s, h or None, last y, last v).
 
-    feedback may be a view of any strides; y is as v.
+    for_y may be a view of any strides; y has the shape and dtype of v.
     """
     s, y_last, v_last = torch.empty_like(i), torch.empty_like(i[0]), torch.empty_like(v)
     h = torch.empty_like(i, dtype=v.dtype) if keep_h else None
     plan = forward_plan(i.shape[-1], _samples(i), v.dtype, launch.limits(i.device))
-    if plan.shape.endswith("false"):  # threads of a block share no copy: let them read whole lines
-        feedback = feedback.t().contiguous().t()
+    if plan.shape.endswith("false"):  # not staged: stride_f = 1, so that threads read whole lines
+        for_y = for_y.t().contiguous().t()
     launch.launch(
         f"recurrent_forward<{{}}, {plan.shape}>",
         i.dtype,
         *plan[1:],
         i,
-        *_matrix(feedback),
+        *_matrix(for_y),
         y,
         v,
         s,
@@ -88,7 +109,7 @@ def fire_recurrently(
         v_last,
         np.int32(_samples(i)),
         np.int32(i.shape[0]),
-        packed(cell, v.dtype),
+        packed(constants_of(neuron), v.dtype),
     )
     return s, h, y_last, v_last
 
@@ -96,10 +117,10 @@ def fire_recurrently(
 def filtered(
     x: Tensor, y: Tensor, k: Tensor | float, keep_trace: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Run the synapse filter along x [T, ...] from y [...] -> (y_seq, trace or None, y).
+    """Run the synapse filter along x [T, ...] from y [...] -> (y_seq, trace or None, last y).
 
-    trace is y_seq unrounded: y_seq itself where x has y's dtype. k is a number, or one value on
-    the device, in y's dtype. Without a gradient.
+    Without a gradient. trace is y_seq before it is rounded to x's dtype; y_seq itself if that is
+    y's dtype too. k is a number, or one value on the device in y's dtype.
     """
     y_seq, y_last = torch.empty_like(x), torch.empty_like(y)
     rounded = x.dtype != y.dtype
@@ -111,17 +132,17 @@ def filtered(
 
 
 class Fire(torch.autograd.Function):
-    """`fire`: (x, v) -> (s, h, v); h carries no gradient."""
+    """`fire`: (x, v) -> (s, h, last v); h has no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, v: Tensor, cell: Cell, surrogate: Surrogate
+        ctx: Any, x: Tensor, v: Tensor, neuron: NeuronSettings
     ) -> tuple[Tensor, Tensor, Tensor]:
-        s, h, v = fire(x, v, cell, keep_h=True)
+        s, h, v = fire(x, v, neuron, keep_h=True)
         assert h is not None
         ctx.save_for_backward(h)
         ctx.mark_non_differentiable(h)
-        ctx.cell, ctx.surrogate, ctx.dtype = cell, surrogate, x.dtype
+        ctx.neuron, ctx.dtype = neuron, x.dtype
         ctx.set_materialize_grads(False)
         return s, h, v
 
@@ -129,7 +150,7 @@ class Fire(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_v: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, None, None]:
+    ) -> tuple[Tensor, Tensor | None, None]:
         (h,) = ctx.saved_tensors
         grad_x = torch.empty_like(h, dtype=ctx.dtype)
         grad_v_first = torch.empty_like(h[0]) if ctx.needs_input_grad[1] else None
@@ -140,33 +161,27 @@ class Fire(torch.autograd.Function):
             _contiguous(grad_s),
             _contiguous(grad_v),
             h,
-            _slopes(h, ctx.cell, ctx.surrogate),
+            _slopes(h, ctx.neuron),
             grad_x,
             grad_v_first,
             *_lanes(h),
-            packed(ctx.cell, h.dtype),
+            packed(constants_of(ctx.neuron), h.dtype),
         )
-        return grad_x, grad_v_first, None, None
+        return grad_x, grad_v_first, None
 
 
 class FireRecurrently(torch.autograd.Function):
-    """`fire_recurrently`: (i, feedback, y, v) -> (s, h, y, v); h carries no gradient."""
+    """`fire_recurrently`: (i, for_y, y, v) -> (s, h, last y, last v); h has no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        i: Tensor,
-        feedback: Tensor,
-        y: Tensor,
-        v: Tensor,
-        cell: Cell,
-        surrogate: Surrogate,
+        ctx: Any, i: Tensor, for_y: Tensor, y: Tensor, v: Tensor, neuron: NeuronSettings
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        s, h, y_last, v_last = fire_recurrently(i, feedback, y, v, cell, keep_h=True)
+        s, h, y_last, v_last = fire_recurrently(i, for_y, y, v, neuron, keep_h=True)
         assert h is not None
-        ctx.save_for_backward(h, feedback, y, s)
+        ctx.save_for_backward(h, for_y, y, s)
         ctx.mark_non_differentiable(h)
-        ctx.cell, ctx.surrogate = cell, surrogate
+        ctx.neuron = neuron
         ctx.set_materialize_grads(False)
         return s, h, y_last, v_last
 
@@ -174,8 +189,8 @@ class FireRecurrently(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_y: Tensor | None, grad_v: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, None, None]:
-        h, feedback, y, s = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, None]:
+        h, for_y, y, s = ctx.saved_tensors
         grad_i = torch.empty_like(s)
         grad_y_first = torch.empty_like(y) if ctx.needs_input_grad[2] else None
         grad_v_first = torch.empty_like(y) if ctx.needs_input_grad[3] else None
@@ -187,22 +202,22 @@ class FireRecurrently(torch.autograd.Function):
             _contiguous(grad_s),
             _contiguous(grad_y),
             _contiguous(grad_v),
-            *_matrix(feedback),
+            *_matrix(for_y),
             h,
-            _slopes(h, ctx.cell, ctx.surrogate),
+            _slopes(h, ctx.neuron),
             grad_i,
             grad_y_first,
             grad_v_first,
             np.int32(_samples(h)),
             np.int32(h.shape[0]),
-            packed(ctx.cell, h.dtype),
+            packed(constants_of(ctx.neuron), h.dtype),
         )
-        grad_feedback = _products(grad_i, s, y) if ctx.needs_input_grad[1] else None
-        return grad_i, grad_feedback, grad_y_first, grad_v_first, None, None
+        grad_for_y = _products(grad_i, s, y) if ctx.needs_input_grad[1] else None
+        return grad_i, grad_for_y, grad_y_first, grad_v_first, None
 
 
 class Filter(torch.autograd.Function):
-    """`filtered`: (x, y, k) -> (y_seq, y)."""
+    """`filtered`: (x, y, k) -> (y_seq, last y)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, k: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -240,13 +255,19 @@ class Filter(torch.autograd.Function):
 
 
 def forward_plan(features: int, samples: int, compute: torch.dtype, limits: Limits) -> Plan:
-    """The launch of recurrent_forward: the spikes of two steps, and the weights where they fit."""
+    """The launch of recurrent_forward.
+
+    A block's shared memory holds the spikes of two steps, and the weights if they fit.
+    """
     weights = features * (features | 1) * compute.itemsize
     return _plan(features, samples, weights, 2 * 8 * -(-features // 8), 0, limits)
 
 
 def backward_plan(features: int, samples: int, compute: torch.dtype, limits: Limits) -> Plan:
-    """The launch of recurrent_backward: gradients of two steps, and the weights where they fit."""
+    """The launch of recurrent_backward.
+
+    A block's shared memory holds the gradients of two steps, and the weights if they fit.
+    """
     weights = features * features * compute.itemsize
     return _plan(features, samples, weights, 0, 2 * features * compute.itemsize, limits)
 
@@ -254,10 +275,14 @@ def backward_plan(features: int, samples: int, compute: torch.dtype, limits: Lim
 def _plan(
     features: int, samples: int, weights: int, of_row: int, of_sample: int, limits: Limits
 ) -> Plan:
-    """Staged weights where a block can hold them; `weights`, `of_row`, `of_sample`: in bytes.
+    """Stage the weights in shared memory if a block can hold them.
 
-    A row of a block has 4 samples, each weight read once for all of them, where that leaves a block
-    for every multiprocessor, or where weights come from global memory; else 1.
+    A row of a block has 4 samples, so that each weight is read once for all of them, if that leaves
+    a block for every multiprocessor or the weights are not staged; else it has 1.
+
+    Args:
+        weights: bytes of all weights.
+        of_row, of_sample: further bytes of a row of a block, and of each of its samples.
     """
     rows = max(1, THREADS // max(1, features))
 
@@ -276,19 +301,20 @@ def _plan(
 
 
 @lru_cache(maxsize=64)
-def packed(cell: Cell, compute: torch.dtype) -> np.ndarray:
-    """A cell as the kernels take it: by value, its numbers in `compute`."""
+def packed(constants: NeuronConstants, compute: torch.dtype) -> np.ndarray:
+    """The constants as a struct to pass by value, its numbers in the dtype to compute in."""
     number = np.float64 if compute == torch.float64 else np.float32
     fields = [
-        (name, number if kind is float else np.int32) for name, kind in Cell.__annotations__.items()
+        (name, number if kind is float else np.int32)
+        for name, kind in NeuronConstants.__annotations__.items()
     ]
-    return np.array([tuple(cell)], dtype=np.dtype(fields, align=True))
+    return np.array([tuple(constants)], dtype=np.dtype(fields, align=True))
 
 
 def _launch_lanes(
     kernel: str, like: Tensor, shared_bytes: int, *arguments: launch.Argument
 ) -> None:
-    """Launch a kernel of a thread for each lane of `like` [T, ...]."""
+    """Launch a kernel with a thread for each lane of `like` [T, ...]."""
     launch.launch(kernel, like.dtype, _blocks(like), (THREADS, 1), shared_bytes, *arguments)
 
 
@@ -297,29 +323,31 @@ def _blocks(x_seq: Tensor) -> int:
 
 
 def _lanes(x_seq: Tensor) -> tuple[np.int64, np.int32]:
-    """lanes, steps."""
+    """The arguments lanes, steps."""
     return np.int64(x_seq[0].numel()), np.int32(x_seq.shape[0])
 
 
 def _samples(x_seq: Tensor) -> int:
-    """N of [T, ..., F], all axes between T and F counted as one."""
+    """N of [T, ..., F]: the axes between T and F as one."""
     return math.prod(x_seq.shape[1:-1])
 
 
 def _matrix(weight: Tensor) -> tuple[Tensor, np.int64, np.int64]:
-    """weight, stride_f, stride_j."""
+    """The arguments weight, stride_f, stride_j."""
     return weight, np.int64(weight.stride(0)), np.int64(weight.stride(1))
 
 
 def _decay(k: Tensor | float, compute: torch.dtype) -> tuple[Tensor | None, np.generic]:
-    """k_learnt, k_fixed."""
+    """The arguments k_learnt, k_fixed."""
     number = np.float64 if compute == torch.float64 else np.float32
     return (k, number(0)) if isinstance(k, Tensor) else (None, number(k))
 
 
-def _slopes(h: Tensor, cell: Cell, surrogate: Surrogate) -> Tensor | None:
-    """The surrogate's slopes, where the kernels do not know it."""
-    return surrogate.slope(h - cell.v_threshold).contiguous() if cell.slope == GIVEN else None
+def _slopes(h: Tensor, neuron: NeuronSettings) -> Tensor | None:
+    """The surrogate's slopes at all steps; None if the kernels compute them."""
+    if type(neuron.surrogate) in SLOPES:
+        return None
+    return neuron.surrogate.slope(h - neuron.v_threshold).contiguous()
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
@@ -327,7 +355,7 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 
 
 def _products(grad_i: Tensor, s: Tensor, y: Tensor) -> Tensor:
-    """The gradient of `feedback`, [F, F]: over all steps, grad_i[t] times y[t-1]."""
+    """The gradient of for_y, [F, F]: grad_i[t] y[t-1]^T, summed over steps and samples."""
     features = s.shape[-1]
     with torch.autocast(s.device.type, enabled=False):
         total = grad_i[0].reshape(-1, features).t() @ y.to(s.dtype).reshape(-1, features)

@@ -1,9 +1,9 @@
-"""The CUDA kernels' way to the device: compiled by CuPy (NVRTC), launched on torch's own terms.
+"""Compile the CUDA kernels with CuPy (NVRTC) and launch them on torch's tensors.
 
-A kernel runs on its tensors' device and on torch's current stream there, takes its memory from
-torch's allocator and never makes the host wait, so that a CUDA graph can hold it. Compiling is not
-for a graph: launch everything once per device before capturing. What is passed as a number is
-frozen by the capture; a tensor is read anew at each replay.
+A kernel runs on its tensors' device and on torch's current stream there, uses memory of torch's
+allocator and never makes the host wait, so a CUDA graph can capture it. Compilation cannot be
+captured: launch every kernel once per device before. A number that is passed to a kernel is fixed
+by the capture; a tensor is read at each replay.
 """
 
 from functools import cache
@@ -16,36 +16,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STORAGE = {  # what arrays hold -> its name in number.cuh
+from ....errors import first_line
+
+STORAGE = {  # the dtype of x and s -> its name in number.cuh
     torch.float32: "float",
     torch.float64: "double",
     torch.float16: "Half",
     torch.bfloat16: "BFloat",
 }
-SHAPES = ("1, true", "4, true", "4, false")  # SAMPLES, STAGED of recurrent.cu
-KERNELS = {  # file -> its kernels, as templates of the storage
+SHAPES = ("1, true", "4, true", "4, false")  # SAMPLES, STAGED in recurrent.cu
+KERNELS = {  # file -> its kernels, as templates over the storage
     "neuron.cu": ("neuron_forward<{}>", "neuron_backward<{}>"),
     "filter.cu": ("filter_forward<{}>", "filter_backward<{}>"),
     "recurrent.cu": tuple(
-        f"recurrent_{way}<{{}}, {shape}>" for way in ("forward", "backward") for shape in SHAPES
+        f"recurrent_{direction}<{{}}, {shape}>"
+        for direction in ("forward", "backward")
+        for shape in SHAPES
     ),
 }
 SOURCES = Path(__file__).parent
 OPTIONS = ("-std=c++17", "-fmad=false", f"-I{SOURCES}")  # for -fmad see neuron.cuh
 
-Argument = Tensor | np.generic | np.ndarray | None  # an array of one element is passed by value
+Argument = Tensor | np.generic | np.ndarray | None  # arrays have one element, passed by value
 
 
 class Limits(NamedTuple):
-    """What a launch has to fit."""
+    """What a device has."""
 
     multiprocessors: int
-    shared_bytes: int  # of a block
+    shared_bytes: int  # of a block, at most
 
 
 @cache
 def limits(device: torch.device) -> Limits:
-    properties: Any = torch.cuda.get_device_properties(device)  # some stubs of torch lack a field
+    properties: Any = torch.cuda.get_device_properties(device)  # a field is missing in some stubs
     return Limits(properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
@@ -57,8 +61,12 @@ def launch(
     shared_bytes: int,
     *arguments: Argument,
 ) -> None:
-    """Queue `kernel` (one of KERNELS) for arrays of `storage`; no blocks or no threads: nothing.
+    """Queue `kernel`, one of KERNELS, for arrays of `storage`.
 
+    Args:
+        grid, block: the number of blocks, and of threads (x, y) in each; does nothing if one is 0.
+        shared_bytes: dynamic shared memory of a block.
+        arguments: of the kernel; None passes a null pointer.
     Raises:
         RuntimeError: the tensors are not all on one device.
     """
@@ -84,7 +92,7 @@ def missing(device: torch.device, *, every: bool = False) -> str | None:
     """Why kernels cannot run on this device, and what to do about it; None: they can.
 
     Args:
-        every: compile all of them to find out, not only one.
+        every: compile every file for every storage to find out, not only one.
     """
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "it needs a CUDA device, and a torch built for it"
@@ -94,8 +102,9 @@ def missing(device: torch.device, *, every: bool = False) -> str | None:
         import cupy
 
         version = cupy.cuda.runtime.runtimeGetVersion()
-    except Exception as error:  # whatever a broken installation raises
-        return f"it needs a working CuPy ({_first_line(error)}): {remedy}"
+    except Exception as error:  # a broken installation can raise anything
+        cause = error.__cause__ or error  # CuPy raises a page of advice from the actual error
+        return f"it needs a working CuPy ({first_line(cause)}): {remedy}"
     if str(version // 1000) != major:
         return (
             f"CuPy is built for CUDA {version // 1000}, torch for CUDA {major}: remove that CuPy, "
@@ -107,7 +116,8 @@ def missing(device: torch.device, *, every: bool = False) -> str | None:
         for file, storage in wanted:
             _function(KERNELS[file][0], storage, index)
     except Exception as error:
-        return f"CuPy cannot compile with NVRTC and CUDA's headers ({_first_line(error)}): {remedy}"
+        cause = error.__cause__ or error
+        return f"CuPy cannot compile with NVRTC and CUDA's headers ({first_line(cause)}): {remedy}"
     return None
 
 
@@ -118,7 +128,7 @@ def variants(file: str, storage: torch.dtype) -> list[str]:
 
 @cache
 def _function(kernel: str, storage: torch.dtype, device_index: int) -> Any:
-    """The compiled kernel on one device, allowed all the shared memory of a block."""
+    """The compiled kernel on one device; it may use all the shared memory that a block can have."""
     (file,) = (file for file, kernels in KERNELS.items() if kernel in kernels)
     with torch.cuda.device(device_index):
         function = _module(file, storage).get_function(kernel.format(STORAGE[storage]))
@@ -129,11 +139,11 @@ def _function(kernel: str, storage: torch.dtype, device_index: int) -> Any:
 
 @cache
 def _module(file: str, storage: torch.dtype) -> Any:
-    """A file's kernels for one storage; CuPy compiles them for each device that asks."""
+    """A file's kernels for one storage; CuPy compiles them for each device on first use."""
     import cupy
 
     sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.cu*")))
-    digest = sha256(sources).hexdigest()  # CuPy's cache on disk does not look into #include
+    digest = sha256(sources).hexdigest()  # CuPy's disk cache ignores what is #included
     return cupy.RawModule(
         code=(SOURCES / file).read_text(encoding="utf-8"),
         options=(*OPTIONS, f"-DSOURCES_{digest}"),
@@ -142,13 +152,7 @@ def _module(file: str, storage: torch.dtype) -> Any:
 
 
 def _passed(argument: Argument) -> np.generic | np.ndarray:
-    """An argument as CuPy passes it on: by value, a tensor as its address, None as null."""
+    """An argument as CuPy passes it: by value, a tensor as its address, None as null."""
     if argument is None:
         return np.uintp(0)
     return np.uintp(argument.data_ptr()) if isinstance(argument, Tensor) else argument
-
-
-def _first_line(error: BaseException) -> str:
-    """Of what began it: CuPy puts a page of advice around the reason why it cannot be imported."""
-    error = error.__cause__ or error
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,10 +1,12 @@
-// The numbers that the kernels read, compute with and write.
+// The number formats that the kernels read, compute in and write.
 //
-// Storage S is float, double, Half or BFloat; what is computed is Compute<S>: double for double,
+// Arrays hold S: float, double, Half or BFloat. Kernels compute in Compute<S>: double for double,
 // else float.
-// The two 16-bit formats are converted here, in integers, rounding to nearest even: bit for bit
-// what the hardware does, without cuda_fp16.h and cuda_bf16.h, which NVRTC finds in some
-// installations only, and in C++ that a CPU runs too. Subnormals count: do not compile with -ftz.
+//
+// The two 16-bit formats are converted here, in integer arithmetic, rounding to nearest even. The
+// bits are those of the hardware's conversion, but neither cuda_fp16.h nor cuda_bf16.h is needed,
+// which NVRTC does not find in every installation, and the tests can run this code on a CPU.
+// Subnormals are kept: do not compile with -ftz.
 #pragma once
 
 struct Half {
@@ -43,7 +45,7 @@ __device__ inline float load(Half x) {
     return __uint_as_float(sign | __float_as_uint(value));
 }
 
-// A number of type S, the nearest to x.
+// x rounded to the nearest number of type S.
 template <typename S>
 __device__ S store(Compute<S> x) {
     return x;

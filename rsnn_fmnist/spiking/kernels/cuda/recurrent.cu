@@ -1,17 +1,19 @@
-// The linear recurrent container around IF or LIF neurons, fused over all steps.
+// The linear recurrent container around IF or LIF neurons over all steps, in one launch.
 //
-// A block is (features, rows) threads and owns rows * SAMPLES samples; thread f of a row has
-// neuron f of the row's SAMPLES samples, its potentials in registers, and takes every weight it
-// reads for all of them. Steps of a block wait for each other only, so one launch is the whole
-// sequence. The weights of the feedback lie in shared memory (STAGED) or, where they do not fit,
-// are read through the caches. Arrays are [steps, samples, features] or one step of that; the
-// input's half of the layer, with its bias, is in `input` already. A pointer said to be optional
-// may be null.
+// The equations are those of linear_recurrent_step in recurrent.py and of the neuron's step;
+// `weight` is for_y, and `input` is for_x x + bias.
+//
+// A block has (features, rows) threads and rows * SAMPLES samples. Thread f of a row has neuron f
+// of the row's SAMPLES samples: it keeps their potentials in registers and uses each weight that it
+// reads for all of them. Blocks do not depend on each other, so one launch runs all steps. The
+// weights lie in shared memory (STAGED) or, if they do not fit, are read through the caches. Arrays
+// are [steps, samples, features], or one step of that. A pointer that is called optional may be
+// null.
 #include "neuron.cuh"
 #include "number.cuh"
 
 using Spikes = unsigned long long;     // a byte for each neuron, a bit for each sample
-constexpr int AHEAD = sizeof(Spikes);  // weights under way at a time
+constexpr int AHEAD = sizeof(Spikes);  // weights that are loaded at a time
 constexpr int MOST_THREADS = 1024;
 
 __device__ inline void *shared_space() {
@@ -19,7 +21,7 @@ __device__ inline void *shared_space() {
     return shared_memory;
 }
 
-// SAMPLES numbers at `array`, one for each sample of the thread's row, 0 behind the last sample.
+// Reads one number for each sample of the thread's row; 0 behind the last sample.
 template <int SAMPLES, typename S, typename C>
 __device__ void load_samples(const S *array, int first, int samples, C (&values)[SAMPLES]) {
     const int features = blockDim.x;
@@ -40,7 +42,7 @@ __device__ void store_samples(S *array, int first, int samples, const C (&values
                 store<S>(values[r]);
 }
 
-// totals += weight y for a y of any numbers, as the first step meets; to[j pitch]: weights from j.
+// totals += weight y for any y, as in the first step. to[j * pitch] is the weight from neuron j.
 template <int SAMPLES, typename C>
 __device__ void add_state(const C *to, long long pitch, const C *y, int first, int samples,
                           C (&totals)[SAMPLES]) {
@@ -53,8 +55,8 @@ __device__ void add_state(const C *to, long long pitch, const C *y, int first, i
                 totals[r] += to[j * pitch] * y[static_cast<long long>(first + r) * features + j];
 }
 
-// totals += weight y for spikes: bit r of byte j of fired says whether neuron j of sample r fired.
-// Weights of silent neurons are not read. Bytes behind the last neuron are 0.
+// totals += weight y for spikes: bit r of byte j of `fired` is set if neuron j of sample r fired.
+// Weights of neurons that did not fire are not read. Bytes behind the last neuron are 0.
 template <int SAMPLES, typename C>
 __device__ void add_spikes(const C *to, long long pitch, const Spikes *fired,
                            C (&totals)[SAMPLES]) {
@@ -75,8 +77,8 @@ __device__ void add_spikes(const C *to, long long pitch, const Spikes *fired,
 }
 
 // Fills s, optionally h (the potential before the reset), y_last and v_last, from input, y and v.
-// weight[f stride_f + j stride_j] leads from neuron j to neuron f; stride_f = 1 is best where not
-// STAGED, stride_j = 1 where it is.
+// weight[f * stride_f + j * stride_j] leads from neuron j to neuron f; stride_j = 1 is fastest if
+// STAGED, stride_f = 1 if not.
 template <typename S, int SAMPLES, bool STAGED>
 __global__ void __launch_bounds__(MOST_THREADS)
     recurrent_forward(const S *__restrict__ input, const Compute<S> *__restrict__ weight,
@@ -84,7 +86,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
                       const Compute<S> *__restrict__ v, S *__restrict__ s,
                       Compute<S> *__restrict__ h, S *__restrict__ y_last,
                       Compute<S> *__restrict__ v_last, int samples, int steps,
-                      Cell<Compute<S>> cell) {
+                      NeuronConstants<Compute<S>> constants) {
     using C = Compute<S>;
     const int features = blockDim.x, f = threadIdx.x, thread = threadIdx.y * features + f;
     const int first = (blockIdx.x * blockDim.y + threadIdx.y) * SAMPLES;
@@ -92,8 +94,8 @@ __global__ void __launch_bounds__(MOST_THREADS)
     const int spikes_of_step = blockDim.y * words;
     const long long step = static_cast<long long>(samples) * features;
 
-    // [2, rows, words] spikes, one step reading what the other wrote, and [features, features | 1]
-    // weights, transposed (the odd pitch spreads them over the banks).
+    // Spikes [2, rows, words], of which each step writes one half and reads the other, and weights
+    // [features, features | 1], transposed (the odd pitch spreads them over the banks).
     Spikes *const fired = static_cast<Spikes *>(shared_space());
     C *const staged = reinterpret_cast<C *>(fired + 2 * spikes_of_step);
     const int pitch = features | 1;
@@ -122,11 +124,11 @@ __global__ void __launch_bounds__(MOST_THREADS)
         unsigned char spikes = 0;
 #pragma unroll
         for (int r = 0; r < SAMPLES; ++r) {
-            total[r] = charge(total[r], potential[r], cell);
-            const bool fires = total[r] >= cell.v_threshold;
+            total[r] = charge(total[r], potential[r], constants);
+            const bool fires = total[r] >= constants.v_threshold;
             spike[r] = fires ? C(1) : C(0);
             spikes |= fires << r;
-            potential[r] = reset(total[r], fires, cell);
+            potential[r] = reset(total[r], fires, constants);
         }
         Spikes *const row = fired + t % 2 * spikes_of_step + threadIdx.y * words;
         reinterpret_cast<unsigned char *>(row)[f] = spikes;
@@ -139,8 +141,9 @@ __global__ void __launch_bounds__(MOST_THREADS)
 }
 
 // Fills grad_input, optionally grad_y and optionally grad_v, from the gradients of s, y_last and
-// v_last (all optional) and h. slopes, as h, are read where cell.slope is GIVEN. The strides are
-// those of recurrent_forward; stride_j = 1 is best. The weight's gradient is for the caller.
+// v_last (all optional) and h. slopes, shaped as h, are read if constants.slope is GIVEN. The
+// strides are those of recurrent_forward; stride_j = 1 is fastest. The caller computes the gradient
+// of the weight.
 template <typename S, int SAMPLES, bool STAGED>
 __global__ void __launch_bounds__(MOST_THREADS)
     recurrent_backward(const S *__restrict__ grad_s, const S *__restrict__ grad_y_last,
@@ -149,14 +152,14 @@ __global__ void __launch_bounds__(MOST_THREADS)
                        long long stride_j, const Compute<S> *__restrict__ h,
                        const Compute<S> *__restrict__ slopes, S *__restrict__ grad_input,
                        Compute<S> *__restrict__ grad_y, Compute<S> *__restrict__ grad_v,
-                       int samples, int steps, Cell<Compute<S>> cell) {
+                       int samples, int steps, NeuronConstants<Compute<S>> constants) {
     using C = Compute<S>;
     const int features = blockDim.x, j = threadIdx.x, thread = threadIdx.y * features + j;
     const int first = (blockIdx.x * blockDim.y + threadIdx.y) * SAMPLES;
     const int grads_of_row = features * SAMPLES, grads_of_step = blockDim.y * grads_of_row;
     const long long step = static_cast<long long>(samples) * features;
 
-    // [features, features] weights and [2, rows, features, SAMPLES] gradients of a step's input.
+    // Weights [features, features], and gradients of two steps' input [2, rows, features, SAMPLES].
     C *const staged = static_cast<C *>(shared_space());
     C *const grads = staged + (STAGED ? features * features : 0);
     if (STAGED)
@@ -172,15 +175,16 @@ __global__ void __launch_bounds__(MOST_THREADS)
         C from_s[SAMPLES] = {}, charged[SAMPLES], slope[SAMPLES], grad[SAMPLES];
         if (grad_s) load_samples(grad_s + t * step, first, samples, from_s);
         load_samples(h + t * step, first, samples, charged);
-        if (cell.slope == GIVEN) load_samples(slopes + t * step, first, samples, slope);
+        if (constants.slope == GIVEN) load_samples(slopes + t * step, first, samples, slope);
         C *const row = grads + t % 2 * grads_of_step + threadIdx.y * grads_of_row;
 #pragma unroll
         for (int r = 0; r < SAMPLES; ++r) {
-            if (cell.slope != GIVEN) slope[r] = slope_at(charged[r] - cell.v_threshold, cell);
+            if (constants.slope != GIVEN)
+                slope[r] = slope_at(charged[r] - constants.v_threshold, constants);
             const C grad_h =
-                fire_backward(from_s[r] + fed_back[r], carried[r], charged[r], slope[r], cell);
-            grad[r] = to_input(grad_h, cell);
-            carried[r] = to_potential(grad_h, cell);
+                fire_backward(from_s[r] + fed_back[r], carried[r], charged[r], slope[r], constants);
+            grad[r] = to_input(grad_h, constants);
+            carried[r] = to_potential(grad_h, constants);
             row[j * SAMPLES + r] = grad[r];
             fed_back[r] = 0;
         }
@@ -191,7 +195,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
         for (int f = 0; f < features; ++f) {
             const C w = from[f * from_pitch];
 #pragma unroll
-            for (int r = 0; r < SAMPLES; ++r)  // fused: no spike depends on how this is rounded
+            for (int r = 0; r < SAMPLES; ++r)  // fused is fine: no spike depends on this rounding
                 fed_back[r] = fma(w, row[f * SAMPLES + r], fed_back[r]);
         }
     }

@@ -1,0 +1,107 @@
+"""What all commands share: the parser, closest matches, errors in one line, exit codes.
+
+The only reader of sys.argv. The flags themselves belong to each command.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from .errors import RunError, UsageError
+from .interrupt import BROKEN_PIPE, InterruptedRunError
+
+PATIENCE = 10.0  # seconds that a process waits for another one to print the error of both
+
+
+def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Call `command` with the arguments (None: sys.argv) and return its exit code.
+
+    An error becomes one line on standard error and its exit code.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        try:
+            return command(arguments)
+        finally:
+            _flush()
+    except RunError as error:
+        return _report(error, error.exit_code, arguments)
+    except KeyboardInterrupt:
+        print("rsnn_fmnist: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except InterruptedRunError as stop:  # before there was anything to save
+        return stop.exit_code
+    except BrokenPipeError:  # the reader of standard output has closed it, as `| head` does
+        return 128 + BROKEN_PIPE
+    except Exception as error:  # a defect, here or in a user's model
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _report(RunError(f"{message} (--debug shows where)"), 1, arguments)
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """ "; did you mean X?", or nothing where no word is near."""
+    match = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError for a mistake, instead of printing the usage block and exiting."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+        # argparse's own pattern takes -1e-4 and -inf for flags and reports a missing value
+        self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf$|nan$)")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """As parse_intermixed_args; an unknown flag is refused with the closest match."""
+        namespace, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            known = [word for action in self._actions for word in action.option_strings]
+            word = unknown[0].split("=")[0]
+            raise UsageError(f"unknown argument {word}{closest(word, known)}")
+        return namespace
+
+
+def _flush() -> None:
+    """Flush standard output; where that fails, drop what is left, or Python would complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _stop(signum: int, _: FrameType | None) -> NoReturn:
+    """SIGTERM before there is a run to save, or a second one: exit at once."""
+    raise SystemExit(128 + signum)
+
+
+def _report(error: RunError, code: int, arguments: list[str]) -> int:
+    if error.alike and _prints_elsewhere():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+        time.sleep(PATIENCE)  # torchrun ends all processes when one has ended
+        return code
+    if "--debug" in arguments:
+        traceback.print_exc()
+    line = " ".join(str(error).split())
+    more = " (see --help)" if isinstance(error, UsageError) else ""
+    print(f"rsnn_fmnist: error: {line}{more}", file=sys.stderr)
+    return code
+
+
+def _prints_elsewhere() -> bool:
+    """Whether torchrun has started another process on this machine that prints the same error."""
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    return local_rank.isdecimal() and int(local_rank) > 0

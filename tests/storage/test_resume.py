@@ -1,0 +1,146 @@
+"""A run that is stopped and resumed ends with the same bits as one that never stops."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.event_files import figures, hparams, points
+from helpers.runs import command, final, same, stop
+
+from rsnn_fmnist import cli, models
+
+pytestmark = pytest.mark.usefixtures("small_synthetic")
+
+FLAGS = [
+    "--tb",
+    "--model feedback --opt adam --lr 0.01 --lrs step --step-size 1",
+    "--model stateful-synapse --amp --lrs none",
+    "--amp --amp-dtype float16 --val-size 100",
+    "--model feedback --backend torch --weight-decay 0.001 --cosa-tmax 2 --tb",
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_stopped_at_any_batch(tmp_path: Path, capsys: Any, flags: str) -> None:
+    """Stops after 1, 7, 3 and 12 checks: in the first batch, in training, in an evaluation."""
+    assert cli.main(command(tmp_path / "whole", flags)) == 0
+    resume = command(tmp_path / "stopped", f"{flags} --resume auto")
+    for checks in (1, 7, 3, 12):
+        assert stop(resume, after=checks) == 130
+        out = capsys.readouterr().out
+        assert "stopped by SIGINT" in out
+        assert f"; resume with --resume {tmp_path / 'stopped' / 'run'}" in out
+    assert cli.main(resume) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_figures_are_drawn_once_and_the_same(tmp_path: Path) -> None:
+    """After epochs 1 and 2 (every second one, and the last); stopped in training and evaluation."""
+    pytest.importorskip("matplotlib")
+    flags = "--model stateful-synapse --tb-pictures 2"
+    assert cli.main(command(tmp_path / "whole", flags)) == 0
+    resume = command(tmp_path / "stopped", f"{flags} --resume auto")
+    for checks in (15, 8, 6, 4):
+        assert stop(resume, after=checks) == 130
+    assert cli.main(resume) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+    whole, resumed = (figures(tmp_path / name / "run" / "tb") for name in ("whole", "stopped"))
+    assert whole == resumed
+    assert {
+        "views/confusion", "views/picture_0", "views/picture_4", "weights/sy1.w",
+        "units/potential/sn1",
+    } <= set(whole)  # fmt: skip
+    assert all([epoch for epoch, _ in drawn] == [1, 2] for drawn in whole.values())
+    assert set(hparams(tmp_path / "stopped" / "run" / "tb")) == {
+        "experiment", "session_start_info", "session_end_info"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", ["--tb", "--tb-pictures 1"])
+def test_diagnostics_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    """With a model that draws random numbers even in an evaluation."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(models.MODELS, "noisy", lambda: Noisy(always=True))
+    plain = "--model noisy --lr 0.01"
+    assert cli.main(command(tmp_path / "plain", plain)) == 0
+    assert cli.main(command(tmp_path / "observed", f"{plain} {flags}")) == 0
+    one, other = final(tmp_path / "plain"), final(tmp_path / "observed")
+    assert same(one["files"], other["files"])
+    assert same(one["rows"], other["rows"])
+
+
+@pytest.mark.parametrize("checks", [9, 10, 11, 12, 20, 21, 22])
+def test_stopped_around_the_end_of_an_epoch(tmp_path: Path, checks: int) -> None:
+    """Ten batches an epoch, one check in its evaluation; resumed by the directory's path."""
+    assert cli.main(command(tmp_path / "whole", "--tb")) == 0
+    assert stop(command(tmp_path / "stopped", "--tb"), after=checks) == 130
+    directory = str(tmp_path / "stopped" / "run")
+    assert cli.main(["--resume", directory, "--device", "cpu", "--threads", "1", "--tb"]) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+class Noisy(torch.nn.Module):
+    """A model that draws random numbers while it trains, and counts in a buffer."""
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        layers = torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(784, 10)
+        self.layers = torch.nn.Sequential(*layers, torch.nn.BatchNorm1d(10))
+        self.always = always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.layers(x)
+        return scores + torch.rand_like(scores) if self.always else scores
+
+
+def test_random_state_and_buffers_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "noisy", Noisy)
+    flags = "--model noisy --lr 0.01"
+    assert cli.main(command(tmp_path / "whole", flags)) == 0
+    assert stop(command(tmp_path / "stopped", flags), after=17) == 130
+    torch.manual_seed(5)
+    assert cli.main(command(tmp_path / "stopped", f"{flags} --resume auto")) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+def test_resume_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("of a run that died before its first checkpoint")
+    assert cli.main(command(tmp_path, "--resume auto")) == 0
+    assert len(final(tmp_path)["rows"]) == 3
+
+
+def test_where_the_checkpoint_is_damaged_the_one_before_is_used(
+    tmp_path: Path, capsys: Any
+) -> None:
+    assert cli.main(command(tmp_path / "whole", "")) == 0
+    assert stop(command(tmp_path / "stopped", "--checkpoint-every 0"), after=15) == 130
+    latest = tmp_path / "stopped" / "run" / "latest.pt"
+    latest.write_bytes(latest.read_bytes()[:1000])
+    capsys.readouterr()
+    assert cli.main(command(tmp_path / "stopped", "--resume auto")) == 0
+    assert f"; using {latest.with_name('latest.prev.pt')}" in capsys.readouterr().err
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+def test_an_extended_run_takes_the_longer_schedule(tmp_path: Path) -> None:
+    """The remaining epochs have the learning rates that a run of the new length has there."""
+    assert cli.main(command(tmp_path, "--tb")) == 0
+    directory = str(tmp_path / "run")
+    longer = ["--resume", directory, "--device", "cpu", "--threads", "1", "--tb"]
+    assert cli.main([*longer, "--epochs", "5"]) == 0
+    rows = final(tmp_path)["rows"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4]
+    assert cli.main(command(tmp_path / "five", "--epochs 5")) == 0
+    rates = [row["lr"] for row in final(tmp_path / "five")["rows"]]
+    assert [row["lr"] for row in rows[3:]] == rates[3:]
+    assert cli.main(longer) == 0  # finished, by the new length
+    assert points(tmp_path / "run" / "tb")["lr"] == [
+        (row["epoch"], pytest.approx(row["lr"])) for row in rows
+    ]

@@ -1,0 +1,99 @@
+"""What all commands share: closest matches, errors in one line, exit codes."""
+
+import importlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.program import ENVIRONMENT
+from helpers.runs import refused
+
+from rsnn_fmnist import cli
+from rsnn_fmnist.arguments import Parser, closest, run_command
+from rsnn_fmnist.errors import DivergedError, RunError, UsageError
+from rsnn_fmnist.interrupt import InterruptedRunError
+
+
+def test_closest() -> None:
+    assert closest("plane", ["feedback", "plain"]) == "; did you mean plain?"
+    assert closest("xyz", ["feedback", "plain"]) == ""
+
+
+def test_the_parser() -> None:
+    parser = Parser(prog="rsnn_fmnist")
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--verbose", action="store_true")
+    given = parser.parse_all(["one", "--rate", "-1e-4", "two", "--verbose"])
+    assert (given.runs, given.rate, given.verbose) == (["one", "two"], -1e-4, True)
+    for line, words in {
+        "--rat 3": "unknown argument --rat; did you mean --rate?",
+        "--rate": "expected one argument",
+        "--rate fast": "invalid float value: 'fast'",
+    }.items():
+        with pytest.raises(UsageError, match=words.replace("?", r"\?")):
+            parser.parse_all(line.split())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("a mistake"), 2, "rsnn_fmnist: error: a mistake (see --help)\n"),
+        (RunError("two\nlines"), 1, "rsnn_fmnist: error: two lines\n"),
+        (DivergedError("the loss"), 1, "rsnn_fmnist: error: the loss\n"),
+        (KeyboardInterrupt(), 130, "rsnn_fmnist: interrupted\n"),
+        (InterruptedRunError(signal.SIGTERM), 143, ""),
+        (BrokenPipeError(), 128 + signal.SIGPIPE, ""),
+        (
+            ZeroDivisionError("a defect\nin two lines"),
+            1,
+            "rsnn_fmnist: error: ZeroDivisionError: a defect (--debug shows where)\n",
+        ),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int, line: str, capsys: Any) -> None:
+    def command(arguments: list[str]) -> int:
+        assert arguments == ["--flag"]
+        raise error
+
+    assert run_command(command, ["--flag"]) == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_of_several_processes_one_prints_the_error_of_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def command(_: list[str]) -> int:
+        raise UsageError("of all")
+
+    monkeypatch.setattr("rsnn_fmnist.arguments.PATIENCE", 0.0)
+    for local_rank, printed in (("0", True), ("1", False)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert run_command(command, []) == 2
+        assert ("of all" in capsys.readouterr().err) == printed
+
+
+def test_debug_shows_a_traceback(here: Path, capsys: Any) -> None:
+    assert cli.main(["--model", "plain", "--resume", "none", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_defect_is_one_line(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a defect\nin two lines")
+
+    monkeypatch.setattr(importlib.import_module("rsnn_fmnist.run"), "load_pictures", fail)
+    line = refused(capsys, 1, "--model", "plain")
+    assert "ZeroDivisionError: a defect (--debug shows where)" in line
+
+
+def test_as_a_module(here: Path) -> None:
+    """The program itself, as a process."""
+    command = [sys.executable, "-m", "rsnn_fmnist", "--model", "plane"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
