@@ -4,7 +4,7 @@
     python scripts/benchmark.py --device cuda --json benchmark-cuda.json
 
 Measured is training throughput, in pictures a second over wall time, of this project (per model,
-backend and thread count), of the script it descends from ("the seed"), of spikingjelly 2.0's
+backend and thread count), of the script it descends from ("the tutorial"), of spikingjelly 2.0's
 networks, and of a torch LSTM of the same width; further how this project's cost grows with batch,
 hidden size and T, and each process's peak memory. On CUDA it is this project as one graph and
 eagerly, with --amp and without, spikingjelly's networks on each implementation that it has, and an
@@ -16,9 +16,9 @@ of them. Reported are median, lowest and highest over the rounds, and ratios of 
 in environments of their own and are imported there; one that is not installed is listed with the
 command that installs it.
 
-The machine should be idle (all of it takes about twelve minutes on two cores): whatever else runs
-slows the seed, whose threads wait for each other, the most. On a machine with more cores than two,
-`taskset -c 0,1` makes it two. Left out: several GPUs, evaluation, accuracy.
+The machine should be idle (all of it takes about twelve minutes on two cores): other
+programs slow the tutorial's script, whose threads wait for each other, the most. On a machine with
+more than two cores, use `taskset -c 0,1`. Left out: several GPUs, evaluation, accuracy.
 """
 
 import argparse
@@ -287,7 +287,9 @@ def report(record: dict[str, Any], rows: list[Row], growth: Growth) -> str:
         *record["not_installed"],
     ]
     if load > IDLE:
-        lines.append(f"The machine was not idle (load {load}): the seed suffers most from that.")
+        lines.append(
+            f"The machine was not idle (load {load}): the tutorial's script suffers most from that."
+        )
     for name, points in growth.items():
         for row in [row for _, row in points][:1]:
             label = CONTESTANTS[row.contestant].label

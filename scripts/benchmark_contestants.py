@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout: what is measured, installed or not
 MODELS = ("plain", "feedback", "stateful-synapse")
-TEST_PICTURES = 1_000  # the seed's script evaluates on them; that is not measured
+TEST_PICTURES = 1_000  # the tutorial's script evaluates on them; that is not measured
 WARM_UP_STEPS = 5  # at least; the first ones may compile, or be captured
 
 
@@ -47,8 +47,8 @@ class Peer:
 
 
 PEERS = {
-    "seed": Peer(
-        ".peers/seed/bin/python",
+    "tutorial": Peer(
+        ".peers/tutorial/bin/python",
         "0.0.0.0.12",
         "torch torchvision tensorboard spikingjelly==0.0.0.0.12",
     ),
@@ -125,16 +125,18 @@ def read_pictures(root: str) -> tuple[Any, Any]:
 
 
 def run_ours(case: Case) -> float:
-    """The project's own loader, session and optimisation step, in training.train_epoch's order."""
+    """This project's loader, session and training step, as training.loop.train_epoch uses them."""
     import torch
 
+    from rsnn_fmnist import device
     from rsnn_fmnist.config import Experiment, Machine
-    from rsnn_fmnist.data.fashion_mnist import Pictures, Splits, epoch_order
     from rsnn_fmnist.data.loader import batch_indices
+    from rsnn_fmnist.data.pictures import Pictures, Splits
+    from rsnn_fmnist.data.splits import epoch_order
+    from rsnn_fmnist.metrics import Sums
     from rsnn_fmnist.run import build_session
     from rsnn_fmnist.spiking import set_backend
-    from rsnn_fmnist.storage import provenance
-    from rsnn_fmnist.training.step import Sums, training_step
+    from rsnn_fmnist.training.step import training_step
 
     contestant = CONTESTANTS[case.contestant]
     machine = Machine(
@@ -144,7 +146,7 @@ def run_ours(case: Case) -> float:
         graph=contestant.graph,
         download=False,
     )
-    provenance.set_up(machine)
+    device.configure(machine)
     images, labels = read_pictures(case.root)
     columns = images.transpose(1, 2).repeat(1, -(-case.steps // 28), 1)[:, : case.steps]
     pictures = Pictures(columns.contiguous(), labels)
@@ -259,8 +261,8 @@ def run_spikingjelly2(case: Case) -> float:
     return throughput(steps, case.seconds, wait_for(case))
 
 
-def run_seed(case: Case) -> float:
-    """What `python -m` does with the seed's script; it prints its own throughput."""
+def run_tutorial(case: Case) -> float:
+    """What `python -m` does with the tutorial's script; it prints its own throughput."""
     script = "spikingjelly.clock_driven.examples.rsnn_sequential_fmnist"
     flags = f"--model {case.model} --device cpu -j 2 --epochs 1 --batch-size {case.batch}"
     folders = ["--data-path", case.root, "--output-dir", str(Path(case.root, "logs"))]
@@ -269,7 +271,7 @@ def run_seed(case: Case) -> float:
         runpy.run_module(script, run_name="__main__")
     found = re.search(r"^Train: .*samples/s=([\d.]+)", printed.getvalue(), re.MULTILINE)
     if not found:
-        raise RuntimeError("the seed's script printed no training throughput")
+        raise RuntimeError("the tutorial's script printed no training throughput")
     return float(found[1])
 
 
@@ -284,22 +286,23 @@ def measure(cases: list[dict[str, Any]]) -> dict[str, Any]:
 def prepare(device: str, dataset: str, data_path: str, root: str, count: int) -> dict[str, Any]:
     """Write the pictures where every contestant reads them, unpacked -> the machine's facts."""
     from rsnn_fmnist.config import Machine
-    from rsnn_fmnist.data import fashion_mnist, synthetic
+    from rsnn_fmnist.data import splits, synthetic
+    from rsnn_fmnist.device import choose_device
     from rsnn_fmnist.storage import provenance
 
-    chosen = provenance.choose_device(device)
+    chosen = choose_device(device)
     wanted = {"train": ("train", count), "test": ("t10k", TEST_PICTURES)}
     raw = Path(root, "FashionMNIST", "raw")
     raw.mkdir(parents=True)
     if dataset == "fashion-mnist":
-        splits = fashion_mnist.load(dataset, Machine(data_path=data_path).data_root())
+        loaded = splits.load(dataset, Machine(data_path=data_path).data_root())
     for part, (stem, size) in wanted.items():
         if dataset == "fashion-mnist":
-            pictures = getattr(splits, part)
+            pictures = getattr(loaded, part)
             images = pictures.columns[:size].transpose(1, 2).contiguous().numpy()
             labels = pictures.labels[:size].numpy()
         else:
-            images, labels = synthetic.draw(size, fashion_mnist.SYNTHETIC[part][1])
+            images, labels = synthetic.draw(size, splits.SYNTHETIC[part][1])
         header = struct.pack(">II", 0x803, size) + struct.pack(">II", 28, 28)
         (raw / f"{stem}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         header = struct.pack(">II", 0x801, size)
@@ -326,7 +329,7 @@ def work(task: str) -> int:
 
 
 OURS = "this project: resident uint8 pictures, its Loader, optimisation step and accuracy sums"
-SEED = "the seed's own script, -j 2, one epoch, no warm-up; the samples/s it prints of training"
+TUTORIAL = "the tutorial's script, -j 2, one epoch, no warm-up; the samples/s it prints of training"
 PEERS_LOOP = "pictures resident as floats, fused SGD, no accuracies"
 SPIKINGJELLY = f"spikingjelly's multi-step layers; {PEERS_LOOP}"
 LSTM = f"torch.nn.LSTM, mean over T, Linear; {PEERS_LOOP}"
@@ -367,15 +370,20 @@ CONTESTANTS = {
         "rsnn_fmnist, numba, --amp", run_ours, OURS + "; bfloat16", backend="numba", amp=True
     ),
     "torch": Contestant("rsnn_fmnist, torch", run_ours, OURS, backend="torch"),
-    "seed": Contestant(
-        "the seed's script", run_seed, SEED + ", as its users run it", "seed", threads=(None,)
+    "tutorial": Contestant(
+        "the tutorial's script",
+        run_tutorial,
+        TUTORIAL + ", as its users run it",
+        "tutorial",
+        threads=(None,),
     ),
-    "seed-omp1": Contestant(
-        "the seed's script, OMP 1",
-        run_seed,
-        SEED + ", with OMP_NUM_THREADS=1: its threads and its 2 loaders then do not get in each "
+    "tutorial-omp1": Contestant(
+        "the tutorial's script, OMP 1",
+        run_tutorial,
+        TUTORIAL
+        + ", with OMP_NUM_THREADS=1: its threads and its 2 loaders then do not get in each "
         "other's way on two cores",
-        "seed",
+        "tutorial",
         threads=(1,),
     ),
     "spikingjelly2": Contestant(

@@ -29,12 +29,14 @@ import torch.distributed as dist
 from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment
 from rsnn_fmnist.data import synthetic
-from rsnn_fmnist.data.fashion_mnist import Pictures, epoch_order
 from rsnn_fmnist.data.loader import Loader, batch_indices
-from rsnn_fmnist.interrupt import WISHES
+from rsnn_fmnist.data.pictures import Pictures
+from rsnn_fmnist.data.splits import epoch_order
+from rsnn_fmnist.interrupt import REASONS
+from rsnn_fmnist.metrics import Sums
 from rsnn_fmnist.session import open_session
 from rsnn_fmnist.storage import provenance
-from rsnn_fmnist.training.step import Sums, training_step
+from rsnn_fmnist.training.step import training_step
 from rsnn_fmnist.world import World, processes
 
 CPU = torch.device("cpu")
@@ -84,13 +86,13 @@ def measure(world: World, case: Case) -> dict[str, float]:
     sums = Sums(CPU)
     step = training_step(session, sums)
     batches = batch_indices(epoch_order(PICTURES, 0, 0), case.batch, drop_last=True)
-    shares = itertools.cycle([(world.share(batch),) for batch in batches])
+    shares = itertools.cycle([world.share(batch) for batch in batches])
     found = {
         "images_per_second": case.batch * rate(world, lambda: step(next(shares)), case.seconds)
     }
     if world.size > 1:
         parameters = sum(p.numel() for p in session.model.parameters())
-        bucket = torch.zeros(parameters + len(sums.totals) + len(WISHES))
+        bucket = torch.zeros(parameters + len(sums.totals) + len(REASONS))
         found["sum_seconds"] = 1 / rate(world, lambda: dist.all_reduce(bucket), case.seconds / 3)
         found["sum_bytes"] = bucket.nbytes
     return found

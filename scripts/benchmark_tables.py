@@ -35,8 +35,8 @@ class Baseline:
 
 
 BASELINES = (
-    Baseline("/seed", "seed", same_threads=False),
-    Baseline("/seed-omp1", "seed-omp1", same_threads=False),
+    Baseline("/tutorial", "tutorial", same_threads=False),
+    Baseline("/tutorial-omp1", "tutorial-omp1", same_threads=False),
     Baseline("/sj-2.0", "spikingjelly2"),
     Baseline("/LSTM", "lstm", same_model=False),
     Baseline("/sj-triton", "spikingjelly2-triton"),

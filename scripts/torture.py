@@ -33,8 +33,8 @@ from rsnn_fmnist.errors import RunError
 from rsnn_fmnist.storage import checkpoint
 
 PROGRAM = (
-    "import sys; from rsnn_fmnist import cli; from rsnn_fmnist.data import fashion_mnist;"
-    "fashion_mnist.SYNTHETIC = {'train': (1280, 1), 'test': (200, 2)}; sys.exit(cli.main())"
+    "import sys; from rsnn_fmnist import cli; from rsnn_fmnist.data import splits;"
+    "splits.SYNTHETIC = {'train': (1280, 1), 'test': (200, 2)}; sys.exit(cli.main())"
 )
 MODELS = ("plain", "feedback", "stateful-synapse")
 VARIANTS = ("", "--amp", "--opt adam --lr 0.01 --lrs step --step-size 7", "--val-size 100")
@@ -72,7 +72,7 @@ def result(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_directory = folder / "run"
-    events = EventAccumulator(str(run_directory / "tb"), purge_orphaned_data=False)
+    events = EventAccumulator(str(run_directory / "tb"))
     events.Reload()
     lines = (run_directory / "metrics.jsonl").read_text().splitlines()
     return timeless(
@@ -177,7 +177,7 @@ def torture_files(
                 outcome = "read" if same(read(path), original) else "read as something else"
             except RunError as error:
                 outcome = "refused" if "\n" not in str(error) else "refused in several lines"
-            except Exception as error:  # the very thing that must not happen
+            except Exception as error:  # none may be raised
                 outcome = f"raised {type(error).__name__}"
             if time.monotonic() - start > SLOWEST:
                 outcome = "took too long"

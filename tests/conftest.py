@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from helpers.fake_set import FakeSet
 
-GOLDEN = Path(__file__).parent / "golden" / "seed_library.npz"
+GOLDEN = Path(__file__).parent / "golden" / "spikingjelly.npz"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

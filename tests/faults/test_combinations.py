@@ -1,19 +1,15 @@
-"""Stopped and resumed under a covering set of the settings: every pair of values meets once.
+"""Stop and resume under a covering set of settings, in which every pair of values meets.
 
-The stops are simulated at chosen looks of the loop; the comparison is of final bits.
+A stop is simulated at a chosen check of the training loop; the final bits are compared.
 """
 
 import itertools
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_checkpoint import same
-from test_resume import StopAfter, command, final, run_module
+from helpers.runs import command, final, same, stop
 
 from rsnn_fmnist import cli
-from rsnn_fmnist.interrupt import Interrupt
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 
@@ -25,11 +21,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "schedule": ("--lrs cosa", "--lrs step --step-size 1", "--lrs none"),
     "records": ("--tb", "--val-size 50"),
 }
-STOPS = ((1,), (4, 9), (10, 1, 2), (11, 13))  # looks before each stop; ten batches an epoch
+STOPS = ((1,), (4, 9), (10, 1, 2), (11, 13))  # checks before each stop; ten batches an epoch
 
 
 def covering(settings: dict[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Few combinations in which every two values of different settings meet: greedy choice."""
+    """A few combinations in which every two values of different settings meet, chosen greedily."""
     columns = list(itertools.combinations(range(len(settings)), 2))
 
     def pairs(row: tuple[str, ...]) -> set[tuple[int, int, str, str]]:
@@ -53,13 +49,11 @@ def test_the_set_covers_every_pair() -> None:
             assert any((row[i], row[j]) == pair for row in rows)
 
 
-def stop_and_resume(folder: Path, monkeypatch: pytest.MonkeyPatch, flags: str, stops: Any) -> None:
-    """Train once through, once with stops; assert that the bits are the same."""
+def stop_and_resume(folder: Path, flags: str, stops: tuple[int, ...]) -> None:
+    """Train without and with stops, and assert that the bits are the same."""
     assert cli.main(command(folder / "whole", flags)) == 0
-    for looks in stops:
-        monkeypatch.setattr(run_module, "Interrupt", lambda looks=looks: StopAfter(looks))
-        assert cli.main(command(folder / "stopped", f"{flags} --resume auto")) == 130
-    monkeypatch.setattr(run_module, "Interrupt", Interrupt)
+    for checks in stops:
+        assert stop(command(folder / "stopped", f"{flags} --resume auto"), after=checks) == 130
     assert cli.main(command(folder / "stopped", f"{flags} --resume auto")) == 0
     assert same(final(folder / "stopped"), final(folder / "whole"))
 
@@ -69,27 +63,20 @@ def stop_and_resume(folder: Path, monkeypatch: pytest.MonkeyPatch, flags: str, s
     [(row, STOPS[i % len(STOPS)]) for i, row in enumerate(covering(SETTINGS))],
     ids=lambda value: " ".join(filter(None, value)) if isinstance(value[0], str) else None,
 )
-def test_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: tuple[str, ...], stops: tuple[int, ...]
-) -> None:
-    stop_and_resume(tmp_path, monkeypatch, " ".join(row), stops)
+def test_same_bits(tmp_path: Path, row: tuple[str, ...], stops: tuple[int, ...]) -> None:
+    stop_and_resume(tmp_path, " ".join(row), stops)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["-j 1", "--model feedback --amp -j 2 --opt adam --lr 0.01"])
-def test_same_bits_with_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
-) -> None:
-    stop_and_resume(tmp_path, monkeypatch, flags, (7, 12))
+def test_same_bits_with_workers(tmp_path: Path, flags: str) -> None:
+    stop_and_resume(tmp_path, flags, (7, 12))
 
 
-def test_resident_and_streamed_parts_of_one_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the pictures lie is the machine's business: it may change from part to part."""
+@pytest.mark.slow
+def test_resident_and_streamed_parts_of_one_run(tmp_path: Path) -> None:
+    """--workers is a setting of the machine, which may change when a run resumes."""
     assert cli.main(command(tmp_path / "whole", "")) == 0
-    monkeypatch.setattr(run_module, "Interrupt", lambda: StopAfter(17))
-    assert cli.main(command(tmp_path / "stopped", "-j 1")) == 128 + signal.SIGINT
-    monkeypatch.setattr(run_module, "Interrupt", Interrupt)
+    assert stop(command(tmp_path / "stopped", "-j 1"), after=17) == 130
     assert cli.main(command(tmp_path / "stopped", "--resume auto")) == 0
     assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))

@@ -10,16 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from program import ENVIRONMENT, PROGRAM
-
-ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "scripts"
-MODELS = ("plain", "feedback", "stateful-synapse")
+from helpers.program import ENVIRONMENT, PROGRAM
+from helpers.shell import MODELS, ROOT, SCRIPTS, interpreter, outcome, run, start, wait_for
 
 STUB = """#!/bin/sh
 case "$*" in
@@ -28,15 +23,8 @@ case "$*" in
 esac
 echo "$*" >>commands
 case "$*" in *broken*) echo "rsnn_fmnist: error: it is broken" >&2; exit 1 ;; esac
-echo "it names 90 %"
+echo "it classifies 90 % correctly"
 """
-
-
-def interpreter(folder: Path, text: str) -> str:
-    path = folder / "interpreter"
-    path.write_text(text)
-    path.chmod(0o755)
-    return str(path)
 
 
 @pytest.fixture
@@ -50,28 +38,6 @@ def program(tmp_path: Path) -> dict[str, str]:
     """An environment whose PYTHON runs the program on the small synthetic set."""
     text = f'#!/bin/sh\nshift 2\nexec {" ".join(PROGRAM)} "$@"\n'
     return {**ENVIRONMENT, "PYTHON": interpreter(tmp_path, text)}
-
-
-def start(folder: Path, environment: dict[str, str], name: str, *words: str) -> Any:
-    return subprocess.Popen(
-        [str(SCRIPTS / name), *words],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def outcome(process: Any) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def run(folder: Path, environment: dict[str, str], name: str, *words: str) -> tuple[int, str, str]:
-    with start(folder, environment, name, *words) as process:
-        return outcome(process)
 
 
 def test_the_scripts_are_clean() -> None:
@@ -104,7 +70,7 @@ def test_a_sweep_runs_every_model_with_every_seed_once(
     ]
     log = (tmp_path / "place" / "logs" / "plain_seed3.log").read_text().splitlines()
     assert log[0].startswith("== ")
-    assert log[1:] == ["it names 90 %"]
+    assert log[1:] == ["it classifies 90 % correctly"]
 
 
 def test_without_devices_every_core_takes_a_run(tmp_path: Path, stub: dict[str, str]) -> None:
@@ -183,13 +149,6 @@ def rows(run: Path) -> list[int]:
     """The epochs in a run's records."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["epoch"] for line in lines]
-
-
-def wait_for(paths: list[Path]) -> None:
-    deadline = time.monotonic() + 100
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, paths
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

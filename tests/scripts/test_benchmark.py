@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def rows(benchmark: ModuleType) -> list[Any]:
     return [
         row("numba", "plain", 1, (90.0, 100.0, 300.0), 500.0),
         row("numba", "plain", 2, (200.0, 160.0), 510.0),
-        row("seed", "plain", None, (5.0, 4.0, 9.0), 700.0),
-        row("seed", "feedback", None, (1.0,), 700.0),
+        row("tutorial", "plain", None, (5.0, 4.0, 9.0), 700.0),
+        row("tutorial", "feedback", None, (1.0,), 700.0),
         row("spikingjelly2", "plain", 1, (20.0,), 600.0),
         row("lstm", "lstm", 1, (50.0,), 400.0),
     ]
@@ -75,7 +75,7 @@ def test_a_record_is_json_and_holds_every_sample(benchmark: ModuleType, rows: li
     record = json.loads(json.dumps(benchmark.row_record(rows[0], rows)))
     assert record["samples"] == [90, 100, 300]
     assert (record["lowest"], record["median"], record["highest"]) == (90, 100, 300)
-    assert record["ratios"] == {"seed": 20, "sj-2.0": 5, "LSTM": 2}
+    assert record["ratios"] == {"tutorial": 20, "sj-2.0": 5, "LSTM": 2}
 
 
 def test_a_throughput_counts_what_follows_the_warm_up(benchmark: ModuleType) -> None:
@@ -99,10 +99,10 @@ def test_a_peer_that_is_absent_is_named_with_its_command(
     monkeypatch.setattr(benchmark, "ROOT", tmp_path)
     pythons, versions = benchmark.find_peers({})
     assert pythons == versions == {}
-    seed, other, native = benchmark.missing(tuple(benchmark.CONTESTANTS), pythons)
-    assert seed == (
-        "seed: not installed; python3 -m venv .peers/seed && .peers/seed/bin/python -m pip "
-        "install torch torchvision tensorboard spikingjelly==0.0.0.0.12"
+    tutorial, other, native = benchmark.missing(tuple(benchmark.CONTESTANTS), pythons)
+    assert tutorial == (
+        "tutorial: not installed; python3 -m venv .peers/tutorial && .peers/tutorial/bin/python -m "
+        "pip install torch torchvision tensorboard spikingjelly==0.0.0.0.12"
     )
     assert other.startswith("spikingjelly2: not installed; python3 -m venv .peers/spikingjelly2 ")
     assert native == (
@@ -125,8 +125,8 @@ def test_a_peer_that_is_absent_is_named_with_its_command(
         ("--models plane", "plane"),
         ("--contestants cuda", "--contestants cuda: not on cpu; there, numba, "),
         ("--device cuda --contestants lstm", "there, cuda, cuda-amp, cuda-eager, "),
-        ("--peer-python seed=nowhere/python", "no Python with spikingjelly 0.0.0.0.12"),
-        ("--peer-python other=python", "NAME one of seed, spikingjelly2"),
+        ("--peer-python tutorial=nowhere/python", "no Python with spikingjelly 0.0.0.0.12"),
+        ("--peer-python other=python", "NAME one of tutorial, spikingjelly2"),
         ("--json nowhere/figures.json", "no such folder"),
     ],
 )

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from program import ENVIRONMENT, SOURCE
-from test_scripts import MODELS, ROOT, interpreter, outcome, run, start, wait_for
+from helpers.program import ENVIRONMENT, SOURCE
+from helpers.shell import MODELS, ROOT, interpreter, outcome, run, start, wait_for
 
 STUB = """#!/bin/sh
 case "$*" in
@@ -21,15 +21,15 @@ case "$*" in
   *--lr\\ 7*) exit 1 ;;
   *--lr\\ 8*) : >started; exec sleep 60 ;;
 esac
-echo "it names 90 %"
+echo "it classifies 90 % correctly"
 """
 
 PROGRAM = """
 import sys
 from rsnn_fmnist import cli
-from rsnn_fmnist.data import fashion_mnist
+from rsnn_fmnist.data import splits
 from rsnn_fmnist.report import __main__ as report
-fashion_mnist.SYNTHETIC = {"train": (6400, 1), "test": (200, 2)}
+splits.SYNTHETIC = {"train": (6400, 1), "test": (200, 2)}
 sys.exit((report if sys.argv.pop(1) == "rsnn_fmnist.report" else cli).main())
 """
 
@@ -145,7 +145,7 @@ def test_a_reproduction(tmp_path: Path, places: dict[str, str]) -> None:
         assert (records / file).read_bytes() == (runs / file).read_bytes()
     report = (records / "report" / "report.md").read_text()
     assert report.count("\n## ") == 3
-    assert "From a part of each picture's columns:" in report
+    assert "Test accuracy from part of each picture's columns:" in report
     assert (records / "report" / "memory_read_synthetic_e1.svg").exists()
     alone = [sys.executable, "-m", "rsnn_fmnist.report", str(records), "--out", "again"]
     subprocess.run(alone, cwd=tmp_path, env=places, check=True, capture_output=True)
