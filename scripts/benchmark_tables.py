@@ -65,14 +65,14 @@ def ratio(row: Row, rows: Sequence[Row], baseline: Baseline) -> float | None:
 
 def table(rows: Sequence[Row]) -> str:
     """A line a row: median, spread, ratios and peak memory."""
-    headings = "".join(f"{b.heading:>11}" for b in baselines(rows[0]))
+    headings = "".join(f"{b.heading:>15}" for b in baselines(rows[0]))
     lines = [
         f"{'model':<17}{'contestant':<26}{'threads':>7}{'images/s':>10}   {'lowest-highest':<17}"
         f"{headings}{'peak MiB':>10}"
     ]
     for row in rows:
         ratios = [ratio(row, rows, baseline) for baseline in baselines(row)]
-        cells = "".join(f"{'-' if r is None else f'{r:.2f}x':>11}" for r in ratios)
+        cells = "".join(f"{'-' if r is None else f'{r:.2f}x':>15}" for r in ratios)
         spread = f"{min(row.samples):,.0f}-{max(row.samples):,.0f}"
         lines.append(
             f"{row.model:<17}{CONTESTANTS[row.contestant].label:<26}{row.threads or 'own':>7}"

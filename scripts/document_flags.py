@@ -1,10 +1,10 @@
-"""Write docs/flags.md: every flag, from the declarations in rsnn_fmnist/config.py.
+"""Write the tables of docs/flags.md from the declarations in rsnn_fmnist/config.py.
 
     python scripts/document_flags.py           write the page
     python scripts/document_flags.py --check   exit with 1 if the page differs from the declarations
 
-The tables of flags are generated. The rest of the page is the text in this file: `page`, what a
-flag's help is too short for (`DETAILS`), and what differs from the tutorial (`TUTORIAL`).
+The text between the tables is the page's own. DETAILS adds to a help text what --help is too short
+for.
 """
 
 import argparse
@@ -21,108 +21,43 @@ from rsnn_fmnist.config import FIELDS, Experiment, Machine, value_type
 PAGE = Path(__file__).parents[1] / "docs" / "flags.md"
 
 DETAILS = {
-    "val_size": "the same number from every class",
     "normalize": "FashionMNIST's mean is 0.2860, its standard deviation 0.3530",
     "epochs": "the last, partial batch of an epoch is dropped",
     "amp": "linear layers in half precision, potentials in float32",
     "amp_dtype": "float16 comes with gradient scaling",
     "device": "under `torchrun` each process takes a GPU of its own",
     "backend": "`torch` is the reference; `numba` has kernels for the CPU, `cupy` for CUDA",
-    "threads": "see [speed.md](speed.md)",
-    "workers": "which is faster",
-    "cache_dataset": "named `rsnn_fmnist_columns_v1.pt`",
     "resume": "see [README](../README.md#stop-and-resume)",
     "tb": "see [inside.md](inside.md)",
     "tb_pictures": "needs matplotlib: `pip install -e '.[report]'`",
-    "deterministic": "on the CPU all are",
     "graph": "see [speed.md](speed.md) and [gpu.md](gpu.md)",
     "prepare_only": "prints where the run directory would be",
     "models_file": "see [README](../README.md#a-model-of-your-own)",
     "info": "also whether the CUDA kernels compile, and where pictures are looked for",
 }
 
-TUTORIAL = {  # flag: the tutorial's default, the setting, and why they differ
-    "--device": ("`cuda:0`", "device", "works on any machine"),
-    "--data-path": ("a folder of its author", "data_path", "works on any machine"),
-    "-j": ("4", "workers", "gathering a batch on the device costs less than any worker"),
-    "--output-dir": ("`./logs`", "output_dir", "no run overwrites another's directory"),
-    "--amp-dtype": ("float16", "amp_dtype", "`auto` is bfloat16 on the CPU: float16 is slow there"),
-}
 
+def page(text: str) -> str:
+    """The text of docs/flags.md, with its tables replaced by fresh ones.
 
-def page() -> str:
-    """The text of docs/flags.md."""
+    Raises:
+        ValueError: the marks around a table are missing.
+    """
     actions = {action.dest: action for action in build_parser()._actions}
     others = [action for name, action in actions.items() if name not in FIELDS]
-    differences = [(f"`{f}`", there, default(s), why) for f, (there, s, why) in TUTORIAL.items()]
-    return f"""\
-<!-- scripts/document_flags.py writes this page: edit it or rsnn_fmnist/config.py, then run it. -->
-
-# Flags
-
-`python -m rsnn_fmnist` takes the flags on this page; `--help` prints a shorter list.
-
-## How settings are combined
-
-Settings come from the defaults, then from `--config FILE.toml`, then from flags; later ones take
-precedence. In a TOML file, a setting has the flag's long name with underscores, at the top level:
-
-```toml
-model = "feedback"
-batch_size = 256
-amp = true
-```
-
-- A setting that a flag such as `--amp` switches on is switched off by `--no-amp`, also when a TOML
-  file has switched it on.
-- Flags cannot be abbreviated. An unknown flag or TOML key is refused with the closest match.
-- Choices are not case-sensitive (`--lrs None`). Numbers must be finite and in the range given.
-- [`configs/`](../configs) holds the settings of the tutorial's two editions, a file for each model:
-  `plain.toml`, `feedback.toml` and `stateful-synapse.toml` for 2021, and the same names after
-  `2022-` for 2022 (batch 256, 64 epochs, pixels in [0, 1], reset detached only in the recurrent
-  container).
-- A run writes its experiment settings to `config.toml`; `--config` with that file repeats the run.
-
-## Experiment
-
-What is computed. These settings make up the run's name. They cannot change when a run resumes,
-except that `--epochs` may grow.
-
-{settings_table(Experiment, actions)}
-
-## Machine
-
-Where and how it is computed. These settings may change when a run resumes. A resumed run ends with
-the same bits as one that was never stopped only with the same device, backend, number of threads
-and kind of training step.
-
-{settings_table(Machine, actions)}
-
-## Other flags
-
-These are not settings: a TOML file cannot contain them.
-
-{table(("flag", "meaning"), ((spelling(action), meaning(action)) for action in others))}
-
-## Exit codes
-
-| code | meaning |
-| --- | --- |
-| 0 | done |
-| 1 | any other failure: something that this machine, the data or a file lacks |
-| 2 | a mistake in flags or configuration |
-| 130, 143 | stopped by SIGINT (Ctrl-C) or SIGTERM; the checkpoint is saved first |
-
-## Defaults that differ from the tutorial's
-
-Command lines of the tutorial's script work here, with the module's name changed. These defaults
-differ:
-
-{table(("flag", "tutorial", "here", "why"), differences)}
-
-The tutorial's script evaluates on the training set, without autocast. Here the evaluation is on the
-10,000 test pictures, in the precision of training; see [experiment.md](experiment.md).
-"""
+    tables = {
+        "experiment": settings_table(Experiment, actions),
+        "machine": settings_table(Machine, actions),
+        "others": table(("flag", "meaning"), ((spelling(a), meaning(a)) for a in others)),
+    }
+    for name, lines in tables.items():
+        start, end = f"<!-- table: {name} -->", "<!-- end of table -->"
+        before, found, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise ValueError(f"docs/flags.md has no lines {start!r} and {end!r}")
+        text = f"{before}{start}\n\n{lines}\n\n{end}{after}"
+    return text
 
 
 def settings_table(settings: type[Experiment | Machine], actions: dict[str, Action]) -> str:
@@ -200,10 +135,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write docs/flags.md from rsnn_fmnist/config.py.")
     parser.add_argument("--check", action="store_true", help="compare; exit with 1 if they differ")
     check: bool = parser.parse_args().check
-    text = page()
+    present = PAGE.read_text(encoding="utf-8")
     if not check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        PAGE.write_text(page(present), encoding="utf-8")
+    elif present != page(present):
         print("docs/flags.md is out of date: run python scripts/document_flags.py", file=sys.stderr)
         return 1
     return 0
