@@ -156,11 +156,13 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
 
     SGD's momentum starts as zeros, which gives the same first step as torch's own start. torch
     would allocate it in the first step and, where gradient scaling skips that step, leave it
-    uninitialised.
+    uninitialised. A graph's learning rate needs a single parameter group.
     """
     lr, weight_decay = experiment.lr, experiment.weight_decay
     if experiment.opt == "adam":
         return Adam(model.parameters(), lr, weight_decay=weight_decay, fused=True, capturable=True)
+    if experiment.opt != "sgd":
+        raise ValueError(f"unknown optimizer {experiment.opt!r}")
     momentum = experiment.momentum
     sgd = SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     for p in model.parameters() if momentum else ():

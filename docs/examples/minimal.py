@@ -25,8 +25,8 @@ class FeedbackNetwork(nn.Module):
         # An integrate-and-fire (IF) neuron adds up its input. When the sum reaches 1, it fires and
         # starts again at 0. A spike has no slope, so the backward pass uses a surrogate gradient;
         # detach_reset=True keeps gradients from flowing through the reset.
-        # The container has a linear layer of its own: from the input and the previous spikes,
-        # concatenated, it computes what the neurons receive.
+        # The container concatenates the input with the previous spikes, and a linear layer of its
+        # own computes from them what the neurons receive.
         self.sn1 = LinearRecurrentContainer(IF(detach_reset=True), hidden, hidden)
         self.fc2 = nn.Linear(hidden, CLASSES)
         self.sn2 = IF(detach_reset=True)

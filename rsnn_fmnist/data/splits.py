@@ -15,7 +15,7 @@ _ORDER, _SPLIT = 0, 1  # independent random streams of one seed
 
 
 def load(dataset: str, root: Path, *, download: bool = True) -> Splits:
-    """Load a dataset, nothing held out.
+    """Load a dataset, nothing held out. A further one is a branch here and a choice in config.py.
 
     Args:
         dataset: "fashion-mnist" or "synthetic".
@@ -23,13 +23,16 @@ def load(dataset: str, root: Path, *, download: bool = True) -> Splits:
         download: fetch missing files.
     Raises:
         RunError: files are missing, damaged or unreadable.
+        ValueError: no such dataset.
     """
     if dataset == "synthetic":
         train, test = (
             Pictures.from_images(*synthetic.draw(*SYNTHETIC[part])) for part in ("train", "test")
         )
         return Splits(train, None, test)
-    return fashion_mnist.load(root, download=download)
+    if dataset == "fashion-mnist":
+        return fashion_mnist.load(root, download=download)
+    raise ValueError(f"unknown dataset {dataset!r}")
 
 
 def hold_out(splits: Splits, val_size: int, seed: int) -> Splits:

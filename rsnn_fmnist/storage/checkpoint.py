@@ -1,7 +1,7 @@
 """Checkpoints: what they hold, how they are read safely, and how a run resumes from one exactly.
 
 A checkpoint is one zip file of torch.save: a dict of plain types and tensors. `latest.pt` holds a
-whole run; `best.pt` only the weights of its best epoch.
+whole run; `best.pt` only the weights of its best epoch. run_directory.Saver writes them.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""TensorBoard events: one point an epoch, none twice, also over a resume."""
+"""TensorBoard events: one point an epoch, none twice, also over a resume.
+
+The tags of metrics are here, those of what happens inside the network in diagnostics.py.
+"""
 
 import dataclasses
 import logging
@@ -17,7 +20,7 @@ FIRST_PAGE = {  # TensorBoard sorts groups of tags by name: these two are what i
     for group, metric in (("accuracy", "acc1"), ("loss", "loss"))
     for part in ("train", "val", "test")
 }
-SCALARS = (  # metrics that are tags under their own names; diagnostics.py's tags sort behind them
+SCALARS = (  # metrics that are tags under their own names; other tags sort behind them
     "train_loss",
     "train_acc1",
     "train_acc5",
