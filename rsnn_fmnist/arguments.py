@@ -27,7 +27,14 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None)
     An error becomes one line on standard error and its exit code.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return _exit_code(command, arguments)
+    finally:  # raised while the interpreter exits, SystemExit would only print a traceback
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         try:
             return command(arguments)

@@ -97,3 +97,16 @@ def test_as_a_module(here: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
+
+
+def test_a_signal_while_the_interpreter_exits_prints_no_traceback() -> None:
+    """As torchrun sends it to the processes that have just reported their error."""
+    program = """
+import atexit, signal
+from rsnn_fmnist.arguments import run_command
+atexit.register(signal.raise_signal, signal.SIGTERM)
+raise SystemExit(run_command(lambda arguments: 1, []))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
