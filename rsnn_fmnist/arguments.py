@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from .errors import RunError, UsageError
+from . import __version__
+from .errors import RunError, UsageError, with_type
 from .interrupt import BROKEN_PIPE, InterruptedRunError
 
 PATIENCE = 10.0  # seconds that a process waits for another one to print the error of both
@@ -50,8 +51,7 @@ def _exit_code(command: Callable[[list[str]], int], arguments: list[str]) -> int
     except BrokenPipeError:  # the reader of standard output has closed it, as `| head` does
         return 128 + BROKEN_PIPE
     except Exception as error:  # a defect, here or in a user's model
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _report(RunError(f"{message} (--debug shows where)"), 1, arguments)
+        return _report(RunError(f"{with_type(error)} (--debug shows where)"), 1, arguments)
 
 
 def closest(word: str, words: Iterable[str]) -> str:
@@ -70,6 +70,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+    def add_common(self) -> None:
+        """Add the flags that every command has."""
+        self.add_argument("--debug", action="store_true", help="print a traceback with an error")
+        self.add_argument("--version", action="version", version=f"rsnn_fmnist {__version__}")
 
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
         """As parse_intermixed_args; an unknown flag is refused with the closest match."""

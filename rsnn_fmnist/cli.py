@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, config
+from . import config
 from .arguments import Parser, run_command
 from .config import FIELDS, Experiment, Machine, Value
 
@@ -75,8 +75,7 @@ def build_parser() -> Parser:
     machine.add_argument(
         "--info", action="store_true", help="print versions, devices and backends and exit"
     )
-    machine.add_argument("--debug", action="store_true", help="print a traceback with an error")
-    parser.add_argument("--version", action="version", version=f"rsnn_fmnist {__version__}")
+    parser.add_common()
     return parser
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .arguments import closest
-from .errors import UsageError
+from .errors import UsageError, first_line
 
 Value = str | int | float | bool | None
 Settings = Mapping[str, Value]
@@ -242,7 +242,7 @@ def flag(name: str) -> str:
 def from_text(name: str, text: str) -> Value:
     """Convert a flag's text to the setting's type; `check` tests the range."""
     kind = value_type(name)
-    if type(None) in typing.get_args(_TYPES[name]) and text.lower() == "none":
+    if _is_none(name, text):
         return None
     if kind is str:
         choices = FIELDS[name].metadata["choices"]
@@ -252,6 +252,11 @@ def from_text(name: str, text: str) -> Value:
     except ValueError:
         noun = {int: "a whole number", float: "a number"}[kind]
         raise UsageError(f"{flag(name)} {text}: not {noun}") from None
+
+
+def _is_none(name: str, text: str) -> bool:
+    """Whether the text stands for None, and the setting may be None."""
+    return text.lower() == "none" and type(None) in typing.get_args(_TYPES[name])
 
 
 def check(name: str, value: Value, source: str) -> Value:
@@ -291,14 +296,14 @@ def read_toml(path: Path) -> dict[str, Value]:
     except FileNotFoundError:
         raise UsageError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: cannot be read ({error})") from None
+        raise UsageError(f"--config {path}: cannot be read ({first_line(error)})") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--config {path}: not valid TOML: {error}") from None
     settings = {}
     for key, value in table.items():
         if key not in FIELDS:
             raise UsageError(f"{path}: unknown setting {key!r}{closest(key, FIELDS)}")
-        if isinstance(value, str) and value_type(key) is str:
+        if isinstance(value, str) and (value_type(key) is str or _is_none(key, value)):
             value = from_text(key, value)
         settings[key] = check(key, value, f"{path}: {key} =")
     return settings

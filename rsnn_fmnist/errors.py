@@ -38,6 +38,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def with_type(error: BaseException) -> str:
+    """The type and the first line of an error that somebody else's code raised."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def warn(message: str) -> None:
     """Print one line on standard error."""
     with contextlib.suppress(OSError):  # standard error may be a file on a full disk

@@ -21,7 +21,7 @@ from . import config
 from .arguments import closest
 from .config import Experiment
 from .data.pictures import CLASSES, SIDE
-from .errors import RunError, UsageError
+from .errors import RunError, UsageError, with_type
 from .spiking import IF, SURROGATES, LinearRecurrentContainer, SynapseFilter
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
@@ -162,7 +162,7 @@ def import_models(path: Path) -> None:
         sys.path.insert(0, str(path.resolve().parent))  # for what it imports from its own folder
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's file may raise anything
-        raise RunError(f"--models-file {path}: {type(error).__name__}: {error}") from error
+        raise RunError(f"--models-file {path}: {with_type(error)}") from error
 
 
 def check_registered(name: str) -> None:
@@ -197,7 +197,9 @@ def build_model(experiment: Experiment) -> nn.Module:
     try:
         model = build(experiment.model, **chosen)
     except (Exception, SystemExit) as error:  # a user's model may raise anything
-        raise RunError(f"the model {experiment.model} cannot be built: {error}") from error
+        raise RunError(
+            f"the model {experiment.model} cannot be built: {with_type(error)}"
+        ) from error
     if not isinstance(model, nn.Module) or not list(model.parameters()):
         raise RunError(
             f"the model {experiment.model} is a {type(model).__name__}; it should be a "
@@ -219,7 +221,9 @@ def check_model(
         try:
             scores = model(torch.zeros(2, SIDE, SIDE, device=device))
         except (Exception, SystemExit) as error:  # a user's model may raise anything
-            raise RunError(f"the model {name} fails on pictures [2, 28, 28]: {error}") from error
+            raise RunError(
+                f"the model {name} fails on pictures [2, 28, 28]: {with_type(error)}"
+            ) from error
     shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if shape != [2, CLASSES]:
         raise RunError(

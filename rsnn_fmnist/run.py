@@ -150,8 +150,6 @@ def announce(console: Console, session: Session, backend: str) -> None:
         f"device   {device} ({device_name(device)}), {threads} CPU "
         f"thread{'s' if threads > 1 else ''}, backend {backend}, {precision}"
     )
-    step, why = choose_step(session)
-    console.info(f"step     {step}{f': {why}' if why else ''}")
     if world.size > 1:
         least, most = experiment.batch_size // world.size, -(-experiment.batch_size // world.size)
         shares = f"{least}" if least == most else f"{least} or {most}"
@@ -184,6 +182,8 @@ def train(
 ) -> int:
     """Train in the run's directory, from its checkpoint where there is one."""
     experiment, world = session.experiment, session.world
+    step, why = choose_step(session)
+    console.info(f"step     {step}{f': {why}' if why else ''}")
     with ExitStack() as stack, Interrupt() as interrupt:
         interrupt.shared = world.size > 1
         records = RunDirectory(directory)

@@ -156,7 +156,7 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
 
     SGD's momentum starts as zeros, which gives the same first step as torch's own start. torch
     would allocate it in the first step and, where gradient scaling skips that step, leave it
-    uninitialised. A graph's learning rate needs a single parameter group.
+    uninitialized. A graph's learning rate needs a single parameter group.
     """
     lr, weight_decay = experiment.lr, experiment.weight_decay
     if experiment.opt == "adam":

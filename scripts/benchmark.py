@@ -1,4 +1,4 @@
-"""How fast the networks train, beside other people's code: one run, one table.
+"""Compare training throughput with that of other implementations: one run, one table.
 
     python scripts/benchmark.py --json benchmark.json
     python scripts/benchmark.py --device cuda --json benchmark-cuda.json
@@ -11,10 +11,10 @@ eagerly, with --amp and without, spikingjelly's networks on each implementation 
 LSTM by cuDNN. benchmark_contestants.py says how each figure is taken.
 
 Every measurement is a fresh process: warm-up, then a timed loop of `--seconds`. A round measures
-each contestant once; rounds alternate in direction, so that a slow spell of the machine meets all
-of them. Reported are median, lowest and highest over the rounds, and ratios of medians. Peers live
-in environments of their own and are imported there; one that is not installed is listed with the
-command that installs it.
+each contestant once; rounds alternate in direction, so that a slow spell of the machine affects
+all of them. Reported are median, lowest and highest over the rounds, and ratios of medians. Peers
+are imported in environments of their own (.peers/NAME); one that is not installed is listed with
+the command that installs it.
 
 The machine should be idle (all of it takes about twelve minutes on two cores): other
 programs slow the tutorial's script, whose threads wait for each other, the most. On a machine with
@@ -25,17 +25,19 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import benchmark_contestants
 from benchmark_contestants import CONTESTANTS, MODELS, PEERS, ROOT, Case, Peer
 from benchmark_tables import Row, row_record, scaling_table, table
+
+from rsnn_fmnist.arguments import Parser, run_command
+from rsnn_fmnist.errors import RunError, UsageError
 
 PICTURES, QUICK_PICTURES = 60_000, 4_096
 IDLE = 0.5  # load above which the figures are not to be trusted
@@ -50,19 +52,11 @@ SCALES = {  # setting -> values, the others at their defaults
 Growth = dict[str, list[tuple[int, Row]]]  # setting -> its values and a row for each
 
 
-class BenchmarkError(Exception):
-    """It cannot be measured; the message says what to do."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 def ask(python: str, task: str, threads: int | None = None, **arguments: Any) -> dict[str, Any]:
     """Have a fresh worker do a task.
 
     Raises:
-        BenchmarkError: it failed; the last line it wrote.
+        RunError, UsageError: it failed; the last line it wrote.
     """
     kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
     if threads:
@@ -72,7 +66,7 @@ def ask(python: str, task: str, threads: int | None = None, **arguments: Any) ->
     done = subprocess.run(command, env=kept, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"a worker ended with {done.returncode}"]
-        raise BenchmarkError(lines[-1], done.returncode if done.returncode == 2 else 1)
+        raise (UsageError if done.returncode == 2 else RunError)(lines[-1])
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -91,21 +85,11 @@ def installed(python: Path, peer: Peer) -> str | None:
     return version if done.returncode == 0 and version.startswith(peer.version) else None
 
 
-def find_peers(named: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Where each peer's Python is, `named` or in its usual place, and its version, if installed."""
-    pythons, versions = {}, {}
-    for name, peer in PEERS.items():
-        python = Path(named[name]).absolute() if name in named else ROOT / peer.python
-        version = installed(python, peer)
-        if version:
-            pythons[name], versions[name] = str(python), version
-        elif name in named:
-            raise BenchmarkError(
-                f"--peer-python {name}={named[name]}: no Python with spikingjelly "
-                f"{peer.version}; make one with: {peer.install()}",
-                2,
-            )
-    return pythons, versions
+def find_peers() -> tuple[dict[str, str], dict[str, str]]:
+    """The Python and the version of each peer that is installed."""
+    found = {name: installed(ROOT / peer.python, peer) for name, peer in PEERS.items()}
+    versions = {name: version for name, version in found.items() if version}
+    return {name: str(ROOT / PEERS[name].python) for name in versions}, versions
 
 
 def plan(options: argparse.Namespace, pythons: dict[str, str], root: str) -> list[Case]:
@@ -179,11 +163,6 @@ def missing(contestants: Sequence[str], pythons: dict[str, str]) -> list[str]:
     return [f"{n}: not installed; {PEERS[n].install()}" for n in names if n and n not in pythons]
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BenchmarkError(f"{message} (see --help)", 2)
-
-
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -191,19 +170,13 @@ def positive(text: str) -> int:
     return number
 
 
-def pair(text: str) -> tuple[str, str]:
-    name, _, path = text.partition("=")
-    if name not in PEERS or not path:
-        raise argparse.ArgumentTypeError(f"{text} is not NAME=PATH, NAME one of {', '.join(PEERS)}")
-    return name, path
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     peers = "; ".join(f"{name}: {peer.install()}" for name, peer in PEERS.items())
     parser = Parser(
         prog="benchmark", description=__doc__, epilog=f"Peers, from the checkout's root: {peers}",
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_common()
     add = parser.add_argument
     add("--rounds", type=positive, default=3, metavar="N")
     add("--seconds", type=float, default=1.0, help="of a timed loop; the warm-up takes a third")
@@ -213,7 +186,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--contestants", nargs="+", choices=tuple(CONTESTANTS), help="default: all on the device")
     add("--no-growth", action="store_true", help="leave out batch, hidden size and T")
-    add("--peer-python", type=pair, action="append", default=[], metavar="NAME=PATH")
     add("--dataset", choices=("fashion-mnist", "synthetic"), default="fashion-mnist")
     add("--data-path", default="", metavar="DIR", help="default: $RSNN_FMNIST_DATA, else data")
     add("--json", type=Path, metavar="FILE", help="write every figure there too")
@@ -222,7 +194,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="the first model and thread count, few synthetic pictures: does it run?",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_all(arguments)
     if not 0 < options.seconds < 3600:
         parser.error(f"--seconds {options.seconds:g}: must be above 0 and below 3600")
     own = tuple(name for name, c in CONTESTANTS.items() if c.device == options.device)
@@ -238,9 +210,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def benchmark(options: argparse.Namespace) -> None:
-    """Find the peers, write the pictures, measure, and tell."""
-    pythons, versions = find_peers(dict(options.peer_python))
+def benchmark(arguments: list[str]) -> int:
+    """Find the peers, write the pictures, measure, and print the report."""
+    options = parse(arguments)
+    pythons, versions = find_peers()
     load = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as root:
         facts = ask(
@@ -274,6 +247,7 @@ def benchmark(options: argparse.Namespace) -> None:
             for name, points in growth.items()
         }
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 def report(record: dict[str, Any], rows: list[Row], growth: Growth) -> str:
@@ -300,22 +274,8 @@ def report(record: dict[str, Any], rows: list[Row], growth: Growth) -> str:
     return "\n".join(lines)
 
 
-def stop(signum: int, _: object) -> NoReturn:
-    raise SystemExit(128 + signum)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        options = parse(arguments)
-        signal.signal(signal.SIGTERM, stop)
-        benchmark(options)
-    except (BenchmarkError, OSError) as error:
-        print(f"benchmark: error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
-    except KeyboardInterrupt:
-        print("benchmark: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(benchmark, arguments)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def run_ours(case: Case) -> float:
 
 
 def resident_steps(case: Case, network: Any, forget: Callable[[], object]) -> Iterator[int]:
-    """Train a peer's network [T, N, H] -> scores [N, 10] on resident, normalised pictures."""
+    """Train a peer's network [T, N, H] -> scores [N, 10] on resident, normalized pictures."""
     import torch
     from torch.nn import functional
 
@@ -321,14 +321,14 @@ def work(task: str) -> int:
     request = json.loads(task)
     try:
         result = TASKS[request["task"]](**request["arguments"])
-    except Exception as error:  # told by the parent in one line
+    except Exception as error:  # the parent prints it in one line
         print(f"{error}" or type(error).__name__, file=sys.stderr)
         return int(getattr(error, "exit_code", 1))
     print(json.dumps(result))
     return 0
 
 
-OURS = "this project: resident uint8 pictures, its Loader, optimisation step and accuracy sums"
+OURS = "this project: resident uint8 pictures, its Loader, optimization step and accuracy sums"
 TUTORIAL = "the tutorial's script, -j 2, one epoch, no warm-up; the samples/s it prints of training"
 PEERS_LOOP = "pictures resident as floats, fused SGD, no accuracies"
 SPIKINGJELLY = f"spikingjelly's multi-step layers; {PEERS_LOOP}"
@@ -381,8 +381,8 @@ CONTESTANTS = {
         "the tutorial's script, OMP 1",
         run_tutorial,
         TUTORIAL
-        + ", with OMP_NUM_THREADS=1: its threads and its 2 loaders then do not get in each "
-        "other's way on two cores",
+        + ", with OMP_NUM_THREADS=1: its threads and its 2 loaders then do not compete for two "
+        "cores",
         "tutorial",
         threads=(1,),
     ),

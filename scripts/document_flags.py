@@ -1,22 +1,19 @@
 """Write the tables of docs/flags.md from the declarations in rsnn_fmnist/config.py.
 
-    python scripts/document_flags.py           write the page
-    python scripts/document_flags.py --check   exit with 1 if the page differs from the declarations
+    python scripts/document_flags.py
 
 The text between the tables is the page's own. DETAILS adds to a help text what --help is too short
 for.
 """
 
-import argparse
 import dataclasses
 import re
-import sys
 from argparse import Action
 from collections.abc import Iterable
 from pathlib import Path
 
 from rsnn_fmnist.cli import build_parser
-from rsnn_fmnist.config import FIELDS, Experiment, Machine, value_type
+from rsnn_fmnist.config import FIELDS, Experiment, Machine, flag, value_type
 
 PAGE = Path(__file__).parents[1] / "docs" / "flags.md"
 
@@ -87,7 +84,7 @@ def default(name: str) -> str:
     """The default of a setting: its value, or what its help names after "default:"."""
     value = FIELDS[name].default
     if value_type(name) is bool:
-        return "on" if value else "off"
+        return f"`{flag(name)}`" if value else "off"
     if value in ("", None):
         return marked(_split(FIELDS[name].metadata["help"])[1])
     return f"`{value}`" if isinstance(value, str) else f"{value:g}"
@@ -130,19 +127,5 @@ def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(written)
 
 
-def main() -> int:
-    """Write the page, or compare it, and return the exit code."""
-    parser = argparse.ArgumentParser(description="Write docs/flags.md from rsnn_fmnist/config.py.")
-    parser.add_argument("--check", action="store_true", help="compare; exit with 1 if they differ")
-    check: bool = parser.parse_args().check
-    present = PAGE.read_text(encoding="utf-8")
-    if not check:
-        PAGE.write_text(page(present), encoding="utf-8")
-    elif present != page(present):
-        print("docs/flags.md is out of date: run python scripts/document_flags.py", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Every run behind README's result, then their records and the report.
+# Train every run behind README's result, copy their records and write the report.
 #
 #   scripts/reproduce.sh [flags]
 #   scripts/reproduce.sh --data-path ~/pictures
 #   RUNS=/tmp/trial RECORDS=/tmp/records scripts/reproduce.sh --dataset synthetic --epochs 1
 #
 # Three queues of the three models with every seed: the default settings, the 2022 edition
-# (configs/2022-*.toml), and the default settings with --val-size 5000. Stopped, or failed in part,
-# the same command goes on; what is finished is passed over.
+# (configs/2022-*.toml), and the default settings with --val-size 5000. After an interruption or a
+# failed run, the same command continues; finished runs are skipped.
 #
-# flags     those of python -m rsnn_fmnist, for every run, beside the ones that make the queues
+# flags     passed to every run; not those that the queues set
 # SEEDS     variable: the seeds (default: 2020 to 2024)
 # RUNS      variable: where runs are written (default: runs/reproduce in this clone)
-# RECORDS   variable: where config.toml, metrics.jsonl and environment.json of every run are copied
-#           to, latest.pt of the first seed with the default settings, and where the report is
-#           written, in report/ (default: runs/reference in this clone)
-# DEVICES, PYTHON   variables: as in sweep.sh, which works off the queues
+# RECORDS   variable: the folder to copy config.toml, metrics.jsonl and environment.json of every
+#           run to, and latest.pt of the first seed with the default settings; the report is
+#           written to report/ in it (default: runs/reference in this clone)
+# DEVICES, PYTHON   variables: as in sweep.sh, which runs the queues
 #
-# Exit code: 0; 1 when a run failed (records and report are written all the same); 2 for a mistake in
-# the command; 130, 143 or 129 when stopped.
+# Exit code: 0; 1 if a run failed (records and report are written nevertheless); 2 for a mistake in
+# the command; 130, 143 or 129 if interrupted.
 set -euo pipefail
 
 case ${1-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;; esac
@@ -37,16 +37,16 @@ main() {
   trap 'pass_on INT' INT
   trap 'pass_on TERM' TERM
   trap 'pass_on HUP' HUP
-  work_off "default settings" "$@"
-  work_off "2022 edition" --config "${scripts%/*}/configs/2022-{model}.toml" "$@"
-  work_off "5,000 pictures held out" --val-size 5000 "$@"
+  run_queue "default settings" "$@"
+  run_queue "2022 edition" --config "${scripts%/*}/configs/2022-{model}.toml" "$@"
+  run_queue "5,000 pictures held out" --val-size 5000 "$@"
   copy_records
   copy_weights "$@"
   "$PYTHON" -m rsnn_fmnist.report "$RUNS" --memory --out "$RECORDS/report" ${pictures[@]+"${pictures[@]}"}
   exit "$failed"
 }
 
-read_flags() { # FLAG...: refuse what the queues set; put what the report needs into `pictures`
+read_flags() { # FLAG...: refuse those that the queues set; collect the report's in `pictures`
   local previous='' flag
   for flag in "$@"; do
     case $flag in
@@ -65,11 +65,11 @@ pass_on() { # SIGNAL
   [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null || true
 }
 
-work_off() { # WHAT FLAG...
+run_queue() { # TITLE FLAG...
   local status
   echo "== $1"
   shift
-  set -m # a process group of its own: Ctrl-C reaches it once, by pass_on
+  set -m # a process group of its own: Ctrl-C reaches it once, through pass_on
   "$scripts/sweep.sh" "$MODELS" "$SEEDS" --output-dir "$RUNS" "$@" &
   child=$!
   set +m
@@ -98,7 +98,7 @@ copy_weights() { # FLAG...: of the default settings with the first seed
   read -r seed _ <<<"${SEEDS//,/ }"
   for model in $MODELS; do
     said=$("$PYTHON" -m rsnn_fmnist --model "$model" --seed "$seed" --output-dir "$RUNS" "$@" --prepare-only)
-    run=$(sed -n 's/^run  *//p' <<<"$said") # what it is called is the program's to say
+    run=$(sed -n 's/^run  *//p' <<<"$said") # the program names its directory
     if [ -f "$run/latest.pt" ]; then cp "$run/latest.pt" "$RECORDS/${run##*/}"; fi
   done
 }

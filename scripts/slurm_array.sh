@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# A Slurm array: every model with every seed, each run a task of its own, requeued until it is done.
+# A Slurm array: every model with every seed, one task each, requeued until its run is finished.
 #
 #   python -m rsnn_fmnist --model plain --prepare-only      # once, where there is a network
 #   sbatch scripts/slurm_array.sh "plain feedback stateful-synapse" 1,2,3
 #   sbatch --array=0-3 --time=10 scripts/slurm_array.sh "plain feedback" "1 2" --epochs 20
 #
-# The arguments are MODELS, SEEDS and flags, as scripts/sweep.sh takes them. Submit from the folder
-# that is to hold `runs`, in an environment in which `python -m rsnn_fmnist` works (or set PYTHON).
-# A line that begins with #SBATCH is an option of sbatch; given on the command line it wins over
-# the one here. `squeue --me` shows the tasks, `scancel JOB` ends them; submitted again, the same
-# command goes on where they were.
+# The arguments are MODELS, SEEDS and flags, as for scripts/sweep.sh. Submit from the folder in
+# which `runs` will be created, in an environment in which `python -m rsnn_fmnist` works (or set PYTHON).
+# Lines that begin with #SBATCH are options of sbatch; those on the command line override them.
+# `squeue --me` lists the tasks, `scancel JOB` stops them; submitted again, the same command resumes
+# them.
 #
 #SBATCH --job-name=rsnn_fmnist
-# One task a run, counted from 0: 3 models x 3 seeds are 0-8. `0-8%4` runs four at a time.
+# One task for each run, from 0: 3 models x 3 seeds are 0-8. `0-8%4` runs four at a time.
 #SBATCH --array=0-8
-# What a task gets. Without GPUs, take the gpus line out: it then trains on the CPU.
+# The resources of a task. To train on CPUs, delete the gpus line.
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=1
 #SBATCH --mem=4G
-# The longest a task may run before it is requeued, in minutes; short ones start sooner. 120 s before
-# the end this script (B: it alone) is sent USR1, has the run saved and puts itself in the queue.
+# Minutes until a task is requeued; short tasks start sooner. 120 s before the limit, Slurm sends
+# USR1 to this script (B: to it alone), which has the run saved and requeues its task.
 #SBATCH --time=60
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
-# One file a task, in which the parts of a requeued run follow each other.
+# One log for each task; a requeued run appends to it.
 #SBATCH --output=slurm-%A_%a.log
 #SBATCH --open-mode=append
 #
-# Left out: one run on several GPUs or nodes; that is torchrun's, see README.
+# Left out: one run on several GPUs or nodes, which torchrun starts (docs/processes.md).
 set -euo pipefail
 
 refuse() { # MESSAGE
@@ -36,7 +36,7 @@ refuse() { # MESSAGE
 }
 
 for word in "${@:1:2}"; do
-  case $word in -*) refuse "$word in the place of MODELS or SEEDS, which come first" ;; esac
+  case $word in -*) refuse "$word where MODELS or SEEDS should be, which come first" ;; esac
 done
 [ $# -ge 2 ] || refuse 'needs MODELS and SEEDS: sbatch slurm_array.sh "plain feedback" 1,2'
 read -r -a models <<<"${1//[,$'\n']/ }"
@@ -52,7 +52,7 @@ model=${models[task % ${#models[@]}]}
 seed=${seeds[task / ${#models[@]}]}
 
 run='' requeue='' asked='' told=''
-stop() { # have the run saved and stopped; only once, since a second signal would not save
+stop() { # save and stop the run; only once, since a second signal would not save
   asked=yes
   if [ -n "$run" ] && [ -z "$told" ]; then
     told=yes
@@ -60,7 +60,7 @@ stop() { # have the run saved and stopped; only once, since a second signal woul
   fi
 }
 trap 'requeue=yes; stop' USR1 # the time limit is near
-trap stop TERM                # scancel, which means it, or preemption, after which Slurm requeues
+trap stop TERM                # scancel, or preemption, after which Slurm requeues by itself
 
 echo "== $(date), ${SLURMD_NODENAME:-$(uname -n)}: $model, seed $seed"
 "${PYTHON:-python}" -m rsnn_fmnist --model "$model" --seed "$seed" --resume auto \

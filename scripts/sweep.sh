@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# Work off a queue of runs, every model with every seed, over the devices of this machine.
+# Train every model with every seed: a queue of runs over the devices of this machine.
 #
 #   scripts/sweep.sh MODELS SEEDS [flags]
 #   scripts/sweep.sh "plain feedback" 1,2,3 --epochs 20
 #   scripts/sweep.sh plain,feedback "1 2" --config 'configs/2022-{model}.toml'
 #
-# MODELS, SEEDS   one argument each, names separated by spaces or commas; SEEDS `-` stands for one
-#                 run a model, with the seed that the flags or the defaults give it
-# flags           those of python -m rsnn_fmnist; {model} in them becomes the model's name
+# MODELS, SEEDS   one argument each, separated by spaces or commas; SEEDS `-` means one run for each
+#                 model, with the seed of the flags or the default
+# flags           of python -m rsnn_fmnist; {model} in them is replaced by the model's name
 # DEVICES         variable: "cuda:0 cuda:1" or "cpu cpu"; a device named twice takes two runs at
-#                 once. Default: every GPU, else one `cpu` a core
+#                 once. Default: every GPU, else one `cpu` for each core
 # PYTHON          variable: the interpreter (default: python)
 #
-# Each run writes to <output-dir>/logs/<model>_seed<seed>.log. Ctrl-C or SIGTERM stops all of them
-# with their checkpoints; the same command then goes on, skipping what is finished. Exit code: 0;
-# 1 when a run failed (the others go on); 2 for a mistake in the command; 130 or 143 when stopped.
+# Each run writes to <output-dir>/logs/<model>_seed<seed>.log. Ctrl-C or SIGTERM saves and stops all
+# runs; the same command then resumes them and skips finished ones. Exit code: 0; 1 if a run failed
+# (the others continue); 2 for a mistake in the command; 130 or 143 if interrupted.
 #
 # Left out: several machines (slurm_array.sh), and one run on several devices (torchrun).
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}
-EVERY=30 # seconds between two looks at the runs' logs
+EVERY=30 # seconds between two progress reports
 
-devices=() queue=() folder=                     # where, what (MODEL SEED), and the logs' folder
+devices=() queue=() folder=                     # the queue holds MODEL SEED; the folder, logs
 pids=() labels=() logs=() since=()              # of the run on each device
 next=0 finished=0 failed=0 stopped=0            # runs
-signal='' code=0 forward=''                     # a stop that was asked for; still to be passed on
+signal='' code=0 forward=''                     # an interruption; whether to pass it on
 
 main() {
   case ${1-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;; esac
@@ -33,7 +33,7 @@ main() {
   [ $# -ge 2 ] || refuse "needs MODELS and SEEDS, one argument each (--help)"
   local word models=() seeds=() model seed
   for word in "$1" "$2"; do
-    case $word in -?*) refuse "$word in the place of MODELS or SEEDS, which come first (--help)" ;; esac
+    case $word in -?*) refuse "$word where MODELS or SEEDS should be, which come first (--help)" ;; esac
   done
   split models "$1"
   split seeds "$2"
@@ -46,10 +46,10 @@ main() {
   prepare "$@"
   find_devices
   echo "${#queue[@]} runs on ${devices[*]}; logs in $folder"
-  trap 'ask INT 130' INT
-  trap 'ask TERM 143' TERM
-  trap 'ask TERM 129' HUP
-  trap '' PIPE # nobody reads the terminal's lines any more: `tell` stops the runs
+  trap 'interrupt INT 130' INT
+  trap 'interrupt TERM 143' TERM
+  trap 'interrupt TERM 129' HUP
+  trap '' PIPE # if the reader of standard output is gone, `report` stops the runs
   work "$@"
   conclude
 }
@@ -59,7 +59,7 @@ refuse() { # MESSAGE
   exit 2
 }
 
-split() { # ARRAY TEXT: the words of the text, parted by spaces, commas or newlines
+split() { # ARRAY TEXT: the words of the text, separated by spaces, commas or newlines
   read -r -a "${1?}" <<<"${2//[,$'\n']/ }"
 }
 
@@ -72,11 +72,11 @@ check_flags() { # FIRST_SEED FLAG...: refuse the flags that the queue sets itsel
       --seed) [ "$seed" != - ] || continue ;;
       *) continue ;;
     esac
-    refuse "${flag%%=*}: leave it out; models, seeds, devices and resuming are the queue's (--help)"
+    refuse "${flag%%=*}: leave it out; the queue sets models, seeds, devices and --resume (--help)"
   done
 }
 
-compose() { # MODEL SEED FLAG...: put a run's words into `command`, without device and resume
+compose() { # MODEL SEED FLAG...: set `command` to a run's, without --device and --resume
   local model=$1 seed=$2
   shift 2
   command=("$PYTHON" -m rsnn_fmnist --model "$model")
@@ -84,16 +84,16 @@ compose() { # MODEL SEED FLAG...: put a run's words into `command`, without devi
   command+=("${@//\{model\}/$model}")
 }
 
-prepare() { # FLAG...: fetch the pictures once, and learn where runs are written
+prepare() { # FLAG...: download the pictures once, and set the logs' folder
   local job model seed said status=0 command
   for job in "${queue[@]}"; do
     read -r model seed <<<"$job"
-    [ "$seed" = "${queue[0]##* }" ] || break # one job a model is enough
+    [ "$seed" = "${queue[0]##* }" ] || break # one job for each model is enough
     compose "$model" "$seed" "$@"
     status=0
     said=$("${command[@]}" --prepare-only) || status=$?
     [ "$status" -lt 128 ] || exit "$status"
-    [ "$status" -ne 0 ] || break # a model that fails here fails alone, in the queue
+    [ "$status" -ne 0 ] || break # a model that fails here will fail alone, in the queue
   done
   [ "$status" -eq 0 ] || exit "$status"
   folder=$(dirname "$(sed -n 's/^run  *//p' <<<"$said")")/logs
@@ -112,17 +112,17 @@ find_devices() {
   done
 }
 
-ask() { # SIGNAL CODE: what a trap does; the loop passes it on
+interrupt() { # SIGNAL CODE: a trap; the loop passes the signal on
   signal=$1 code=$2 forward=yes
 }
 
-tell() { # WHAT TEXT
-  printf '%-9s %s\n' "$1" "$2" 2>/dev/null || ask TERM 141
+report() { # STATE TEXT
+  printf '%-9s %s\n' "$1" "$2" 2>/dev/null || interrupt TERM 141
 }
 
-work() { # FLAG...: until the queue is empty and no run is left, or a stop is asked for
+work() { # FLAG...: until the queue is empty and no run is left, or an interruption
   local slot busy looked=$SECONDS pause
-  exec {pause}<> <(:) # never to be read from: a sleep that is no process, which a signal would end
+  exec {pause}<> <(:) # `read` waits on it: a sleep without a process
   for slot in "${!devices[@]}"; do pids[slot]=''; done
   while :; do
     pass_on_signal
@@ -154,14 +154,14 @@ launch() { # SLOT FLAG...: start the next run of the queue
   pids[slot]=$!
   set +m
   since[slot]=$SECONDS
-  tell started "${labels[slot]}"
+  report started "${labels[slot]}"
 }
 
 pass_on_signal() {
   local pid
   [ -n "$forward" ] || return 0
   forward=''
-  tell stopping "all runs, with their checkpoints; a second time: at once"
+  report stopping "all runs, after saving them; a second signal stops them at once"
   for pid in "${pids[@]}"; do
     [ -z "$pid" ] || kill -s "$signal" "$pid" 2>/dev/null || true
   done
@@ -174,13 +174,13 @@ settle() { # SLOT: the run there has ended
   what="${labels[slot]} after $((SECONDS - since[slot])) s"
   if [ "$status" -eq 0 ]; then
     finished=$((finished + 1))
-    tell finished "$what: $({ grep -F " classifies " "${logs[slot]}" || true; } | tail -n 1)"
+    report finished "$what: $({ grep -F " classifies " "${logs[slot]}" || true; } | tail -n 1)"
   elif [ -n "$signal" ] && [ "$status" -gt 128 ]; then
     stopped=$((stopped + 1))
-    tell stopped "$what"
+    report stopped "$what"
   else
     failed=$((failed + 1))
-    tell FAILED "$what, exit code $status: $(last_line "${logs[slot]}") (${logs[slot]})"
+    report FAILED "$what, exit code $status: $(last_line "${logs[slot]}") (${logs[slot]})"
   fi
 }
 
@@ -188,17 +188,17 @@ last_line() { # LOG
   tail -n 1 "$1" | sed 's/^== .*/(nothing yet)/'
 }
 
-look() { # tell how far each run is
+look() { # report the progress of each run
   local slot
   for slot in "${!devices[@]}"; do
-    [ -z "${pids[slot]}" ] || tell running "${labels[slot]}: $(last_line "${logs[slot]}")"
+    [ -z "${pids[slot]}" ] || report running "${labels[slot]}: $(last_line "${logs[slot]}")"
   done
 }
 
 conclude() {
   local left=$((${#queue[@]} - next + stopped)) again=''
-  [ $((left + failed)) -eq 0 ] || again="; the same command goes on with what is not finished"
-  tell ended "$finished finished, $failed failed, $left left$again"
+  [ $((left + failed)) -eq 0 ] || again="; the same command continues with the unfinished runs"
+  report ended "$finished finished, $failed failed, $left left$again"
   [ "$code" -eq 0 ] || exit "$code"
   [ "$failed" -eq 0 ] || exit 1
 }

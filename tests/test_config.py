@@ -80,6 +80,7 @@ def test_figures_are_drawn_every_ten_epochs_by_default(
 def test_figures_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text("tb_pictures = 5\n")
     assert config.read_toml(tmp_path / "one.toml") == {"tb_pictures": 5}
+    assert config.read_toml(write(tmp_path, 'cosa_tmax = "None"')) == {"cosa_tmax": None}
 
 
 def test_every_setting_has_a_flag_that_sets_it() -> None:

@@ -125,6 +125,18 @@ def test_only_kernels_are_imported_by_a_string() -> None:
     }
 
 
+def test_no_test_module_imports_another() -> None:
+    tests = Path(__file__).parent
+    modules = {path.stem for path in tests.rglob("test_*.py")}
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                source = getattr(node, "module", None) or ""
+                names = {part for alias in node.names for part in alias.name.split(".")}
+                found = modules & {*names, *source.split(".")}
+                assert not found, f"{path.name} imports {found}"
+
+
 @pytest.mark.parametrize(
     "line",
     [

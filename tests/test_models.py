@@ -91,10 +91,10 @@ def test_a_models_file_that_exits(here: Path, capsys: Any, how: str) -> None:
 
 
 def test_a_models_file_with_dataclasses_and_a_neighbour(here: Path, capsys: Any) -> None:
-    (here / "neighbour_of_mine.py").write_text("WIDTH = 3\n")
+    (here / "neighbor_of_mine.py").write_text("WIDTH = 3\n")
     (here / "mine.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "from neighbour_of_mine import WIDTH\n@dataclass\nclass Options:\n    width: int = WIDTH\n"
+        "from neighbor_of_mine import WIDTH\n@dataclass\nclass Options:\n    width: int = WIDTH\n"
     )
     line = refused(capsys, 2, "--model", "mine", "--models-file", "mine.py")
     assert "--model mine: not registered" in line  # the file itself is fine

@@ -153,7 +153,8 @@ def test_test_only_evaluates_and_writes_nothing(here: Path, capsys: Any) -> None
     for path in (run, run / "latest.pt", run / "best.pt"):
         capsys.readouterr()
         assert cli.main(["--resume", str(path), "--test-only", "--device", "cpu"]) == 0
-        result = capsys.readouterr().out.splitlines()[-1]
+        *before_it, result = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in before_it] == ["model", "data", "device"]
         if path.name != "best.pt":
             assert f"top-1 {last['test_acc1']:.2f} %" in result
             assert f"test loss {last['test_loss']:.6f}" in result

@@ -1,6 +1,6 @@
 """Batches of a set of pictures, gathered on the device or streamed by worker processes.
 
-A batch is gathered from columns uint8 [M, T, H], normalised and laid out [T, N, H] in memory, and
+A batch is gathered from columns uint8 [M, T, H], normalized and laid out [T, N, H] in memory, and
 handed to the model as the view [N, H, W = T] of pictures. Augmentation is left out.
 """
 
@@ -105,7 +105,7 @@ class Loader:
         return self.batches(batch_indices(order, EVALUATION_BATCH, drop_last=False))
 
     def as_pictures(self, columns: Tensor) -> Tensor:
-        """uint8 [N, T, H] -> the view [N, H, W = T] of normalised columns laid out [T, N, H]."""
+        """uint8 [N, T, H] -> the view [N, H, W = T] of normalized columns laid out [T, N, H]."""
         count, steps, pixels = columns.shape
         x_seq = torch.empty(steps, count, pixels, dtype=self.shift.dtype, device=self.device)
         torch.add(self.shift, columns.transpose(0, 1), alpha=self.scale, out=x_seq)  # [T, N, H]

@@ -10,7 +10,7 @@ Left out: files, splits, torch and the reading by columns, which other files of 
 Axes: R rows (28, downwards), C columns (28, rightwards), n pictures. Pictures come *last* while
 drawing, so that a parameter which differs from picture to picture is a plain [n] array that
 broadcasts against the grid [R, C, n], and numpy's inner loops are long. Lengths are in pixels from
-the centre of the picture, which reaches from -14 to 14 both ways. A shape is a signed distance,
+the center of the picture, which reaches from -14 to 14 both ways. A shape is a signed distance,
 negative inside and nearly true close to the edge: union is minimum, intersection is maximum,
 removal is intersection with the negative.
 """
@@ -65,9 +65,9 @@ def render(garment: Garment, n: int, rng: np.random.Generator) -> NDArray[np.uin
     def vary(low: float, high: float) -> Array:
         return np.float32(low) + np.float32(high - low) * rng.random(n, dtype=np.float32)
 
-    centred = np.arange(SIDE, dtype=np.float32) - np.float32((SIDE - 1) / 2)
-    y = (centred[:, None, None] - vary(-1, 1)) * vary(0.92, 1.1)  # [R, 1, n]
-    x = (centred[None, :, None] - vary(-1, 1)) * vary(0.92, 1.15) + vary(-0.08, 0.08) * y
+    centerd = np.arange(SIDE, dtype=np.float32) - np.float32((SIDE - 1) / 2)
+    y = (centerd[:, None, None] - vary(-1, 1)) * vary(0.92, 1.1)  # [R, 1, n]
+    x = (centerd[None, :, None] - vary(-1, 1)) * vary(0.92, 1.15) + vary(-0.08, 0.08) * y
     outline, seam = garment(x, y, vary)
     cloth = fabric(x, y, vary) - vary(0, 0.25) * rng.random(x.shape, dtype=np.float32)
     cloth *= 1 - vary(0.2, 0.7) * cover(seam)

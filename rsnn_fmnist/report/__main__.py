@@ -49,12 +49,14 @@ def build_parser() -> Parser:
     add("--data-path", metavar="DIR", default="", help="as in training")
     add("--download", action=switch, default=True, help="as in training")
     add("--models-file", metavar="FILE.py", default="", help="as in training")
-    add("--debug", action="store_true", help="print a traceback with an error")
+    parser.add_common()
     return parser
 
 
 def _report(arguments: list[str]) -> int:
     flags = build_parser().parse_all(arguments)
+    if "" in (*flags.places, flags.inspect, flags.out):
+        raise UsageError("a path is empty; name a folder or a file")
     if flags.memory and not flags.places:
         raise UsageError("--memory: name the runs, or folders of runs, to measure")
     if not flags.places and flags.inspect is None:

@@ -1,8 +1,8 @@
 """The report's figures: several models, or several settings of one model, over their seeds.
 
 A thick line is the mean over the seeds, a band one standard deviation to each side of it, a thin
-line one seed. Colours are those of Okabe and Ito, which colour-blind readers can distinguish; line
-styles distinguish them in grey. Importing this module needs the `report` extra.
+line one seed. Colors are those of Okabe and Ito, which color-blind readers can distinguish; line
+styles distinguish them in gray. Importing this module needs the `report` extra.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 SeedValues = list[dict[int, float]]  # for each seed its values, by epoch or by column
 
 # Source: Okabe and Ito 2002, "Color Universal Design"; without their yellow, too pale for lines.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 LEGEND = "line: mean over the seeds; band: ± one standard deviation; thin: each seed"
 UNREAD = "#c9d6e4"  # columns of the picture that the network has not read
@@ -48,7 +48,7 @@ class Line:
     """One model in a figure."""
 
     label: str
-    style: int  # the number of its colour and line style
+    style: int  # the number of its color and line style
     seeds: SeedValues  # some may end early
 
     def over_seeds(self) -> tuple[list[int], Array, Array]:
@@ -87,9 +87,9 @@ def selections(sections: Sequence[Section]) -> list[Selection]:
     results = [result for section in sections for result in section.models]
     models = list(dict.fromkeys(result.group.model for result in results))
     if len(models) == 1:
-        labelled = [(_settings(r), style, r) for style, r in enumerate(results)]
+        labeled = [(_settings(r), style, r) for style, r in enumerate(results)]
         examples = [section.example for section in sections if section.example is not None]
-        return [Selection("", models[0], labelled, examples[0] if examples else None)]
+        return [Selection("", models[0], labeled, examples[0] if examples else None)]
     return [
         Selection(
             f"_{short_name(section.setting)}".removesuffix("_"),
@@ -175,15 +175,15 @@ def over_columns(lines: Sequence[Line], picture: Tensor, title: str, *, read: bo
 
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     for line in lines:
-        colour, style = COLOURS[line.style % len(COLOURS)], STYLES[line.style % len(STYLES)]
+        color, style = COLORS[line.style % len(COLORS)], STYLES[line.style % len(STYLES)]
         x, middle, deviation = line.over_seeds()
         if len(line.seeds) > 1:
             for seed in line.seeds:
-                axes.plot(list(seed), list(seed.values()), color=colour, linewidth=0.6, alpha=0.7)
+                axes.plot(list(seed), list(seed.values()), color=color, linewidth=0.6, alpha=0.7)
             low, high = middle - deviation, middle + deviation
-            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         seeds = f"{len(line.seeds)} seed{'s' if len(line.seeds) > 1 else ''}"
-        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.8}
+        look: dict[str, Any] = {"color": color, "linestyle": style, "linewidth": 1.8}
         look["marker"] = "o" if len(x) == 1 else None  # a line through one point is invisible
         axes.plot(x, middle, label=f"{line.label} ({seeds})", **look)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -198,7 +198,7 @@ def _add_legend(figure: Figure) -> None:
 
 
 def _small_picture(axes: Axes, x: float, pixels: Array) -> None:
-    """A picture [H, T] above the axis at x, dark on white, NaN in the colour UNREAD."""
+    """A picture [H, T] above the axis at x, dark on white, NaN in the color UNREAD."""
     width = STEP * 0.86
     place = (x - width / 2, 1.02, width, 0.21)
     inset = axes.inset_axes(place, transform=axes.get_xaxis_transform())

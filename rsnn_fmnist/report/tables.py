@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..session import best_metric
 from ..tracking.console import clock
 from .measurements import ModelResult, Section
 from .records import Run
@@ -224,7 +225,7 @@ def _result_row(model: ModelResult) -> list[Cell]:
 
 def _chosen_on(model: ModelResult) -> str:
     """The pictures on which the best epoch is chosen."""
-    return "val" if model.group.setting.val_size else "test"
+    return best_metric(model.group.setting).removesuffix("_acc1")
 
 
 def _difference_rows(section: Section) -> Rows:

@@ -37,8 +37,8 @@ class NeuronSettings:
 
     @property
     def v_rest(self) -> float:
-        """The resting potential: v_reset, or 0 if the reset is soft."""
-        return 0.0 if self.v_reset is None else self.v_reset
+        """See `resting_potential`."""
+        return resting_potential(self.v_reset)
 
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of `lif_step`, or of `if_step` if tau is None."""
@@ -49,6 +49,11 @@ class NeuronSettings:
             "surrogate": self.surrogate,
             "detach_reset": self.detach_reset,
         }
+
+
+def resting_potential(v_reset: float | None) -> float:
+    """v_reset, or 0 if the reset is soft."""
+    return 0.0 if v_reset is None else v_reset
 
 
 def if_step(
@@ -116,8 +121,7 @@ def lif_step(
         s, v_next: as `if_step`.
     Source: Fang et al. 2021, arXiv:2007.05785, equation 2.
     """
-    v_rest = 0.0 if v_reset is None else v_reset
-    h = v + (x - (v - v_rest)) / tau
+    h = v + (x - (v - resting_potential(v_reset))) / tau
     return _fire_and_reset(h, x, v_threshold, v_reset, surrogate, detach_reset, observe)
 
 
@@ -189,7 +193,7 @@ class Neuron(SequenceModule):
         detach_reset: bool = False,
     ) -> None:
         super().__init__()
-        v_rest = 0.0 if v_reset is None else v_reset
+        v_rest = resting_potential(v_reset)
         if not (math.isfinite(v_threshold) and math.isfinite(v_rest)):
             raise ValueError(f"v_threshold {v_threshold} and v_reset {v_reset} must be finite")
         if v_threshold <= v_rest:

@@ -128,7 +128,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     try:
         _check_weights(model, weights)
     except (ValueError, AttributeError) as error:
-        raise RunError(f"{path}: does not fit the model ({error})") from None
+        raise RunError(f"{path}: does not fit the model ({first_line(error)})") from None
     model.load_state_dict(weights)
 
 

@@ -9,7 +9,7 @@ from ..errors import RunError, UsageError, warn
 from ..models import MODELS, check_registered
 from . import checkpoint
 from .checkpoint import Content
-from .run_directory import RunDirectory, checkpoint_in, locate, refuse_existing
+from .run_directory import CONFIG, RunDirectory, checkpoint_in, locate, refuse_existing
 
 
 def find_start(
@@ -70,7 +70,26 @@ def _by_checkpoint(
             "name its file with --models-file"
         )
     check_experiment(experiment, machine)
+    if not machine.test_only:
+        _refuse_other_run(checkpoint.experiment_of(content, path), path, directory)
     return experiment, directory, content
+
+
+def _refuse_other_run(kept: Experiment, path: Path, directory: Path) -> None:
+    """Raise RunError where the directory is another run's, which resuming would overwrite.
+
+    A config.toml that cannot be read is nobody's: it is written anew.
+    """
+    try:
+        owner = config.from_settings(Experiment, config.read_toml(directory / CONFIG))
+    except UsageError:
+        return
+    names = [config.flag(name) for name in config.differences(owner, kept) if name != "epochs"]
+    if names:
+        raise RunError(
+            f"--resume {path}: differs in {', '.join(names)} from the run in {directory}, which it "
+            "would overwrite; move the checkpoint to a directory of its own"
+        )
 
 
 def starting_point(machine: Machine, directory: Path) -> Content | None:

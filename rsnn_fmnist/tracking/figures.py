@@ -27,7 +27,7 @@ from ..spiking.monitor import Recording
 Array = NDArray[Any]
 Draw = Callable[[Axes], None]  # on axes whose x is the time step
 
-COLOURS = (  # of the classes; colour-blind readers can tell them apart
+COLORS = (  # of the classes; color-blind readers can tell them apart
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee",
     "#aa3377", "#999999", "#000000", "#dd7711", "#7755cc",
 )  # fmt: skip
@@ -127,20 +127,20 @@ def _panels(picture: Array, label: int, sample: Sample) -> list[tuple[str, Draw]
 
 
 def _image(axes: Axes, values: Array, aspect: Literal["equal", "auto"] = "equal") -> None:
-    """Pixels [H, W] in shades of grey."""
+    """Pixels [H, W] in shades of gray."""
     axes.imshow(values, cmap="gray", aspect=aspect, interpolation="nearest")
 
 
 def _scores(axes: Axes, scores: Array, label: int) -> None:
     """The score of each class as a bar; the label's name is bold.
 
-    A square next to each name is the key to the colours.
+    A square next to each name is the key to the colors.
     """
-    axes.barh(range(len(scores)), scores, color=COLOURS)
+    axes.barh(range(len(scores)), scores, color=COLORS)
     beside = axes.get_yaxis_transform()
     places = [-0.05] * len(scores)
     axes.scatter(
-        places, range(len(scores)), s=16, c=COLOURS, marker="s", transform=beside, clip_on=False
+        places, range(len(scores)), s=16, c=COLORS, marker="s", transform=beside, clip_on=False
     )
     axes.tick_params(axis="y", length=0, pad=11)
     axes.set_yticks(range(len(scores)), CLASS_NAMES)
@@ -152,7 +152,7 @@ def _raster(axes: Axes, s: Array) -> None:
     """A mark for each spike of s [T, F]."""
     t, neuron = np.nonzero(s)
     few = s.shape[1] <= FEW
-    axes.scatter(t, neuron, s=25 if few else 9, marker="|", c=_colours(neuron) if few else "black")
+    axes.scatter(t, neuron, s=25 if few else 9, marker="|", c=_colors(neuron) if few else "black")
     axes.set_ylim(s.shape[1] - 0.5, -0.5)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
 
@@ -165,7 +165,7 @@ def _values(axes: Axes, values: Array, threshold: float | None = None) -> None:
     """
     if values.shape[1] <= FEW:
         for f, line in enumerate(values.T):
-            axes.plot(line, color=COLOURS[f], linewidth=1)
+            axes.plot(line, color=COLORS[f], linewidth=1)
         if threshold is not None:
             axes.axhline(threshold, color="black", linewidth=0.7, linestyle=":")
             _beside(axes, len(values), threshold, f"threshold {threshold:.3g}", "black")
@@ -190,8 +190,8 @@ def _values(axes: Axes, values: Array, threshold: float | None = None) -> None:
         beside.text(2.2, height, f"{name} {value:.3g}", **where)
 
 
-def _colours(classes: Array) -> list[str]:
-    return [COLOURS[j] for j in classes]
+def _colors(classes: Array) -> list[str]:
+    return [COLORS[j] for j in classes]
 
 
 def _rates(axes: Axes, rates: Array, label: int) -> None:
@@ -201,18 +201,18 @@ def _rates(axes: Axes, rates: Array, label: int) -> None:
     """
     for f, line in enumerate(rates.T):
         width = 2.5 if f == label else 1.0
-        axes.plot(line, color=COLOURS[f], linewidth=width, label=CLASS_NAMES[f])
+        axes.plot(line, color=COLORS[f], linewidth=width, label=CLASS_NAMES[f])
     axes.set_ylim(-0.03, 1.03)
     fired = [int(f) for f in np.nonzero(rates[-1])[0]]
     heights = _apart([float(rates[-1, f]) for f in fired], 0.0, 1.0)
     for f, height in zip(fired, heights, strict=True):
-        name = _beside(axes, len(rates), height, CLASS_NAMES[f], COLOURS[f])
+        name = _beside(axes, len(rates), height, CLASS_NAMES[f], COLORS[f])
         name.set_fontweight("bold" if f == label else "normal")
 
 
-def _beside(axes: Axes, steps: int, height: float, words: str, colour: str) -> Text:
+def _beside(axes: Axes, steps: int, height: float, words: str, color: str) -> Text:
     """Text to the right of a panel, at the end of a line."""
-    return axes.text(steps - 0.2, height, words, color=colour, fontsize=6.5, va="center")
+    return axes.text(steps - 0.2, height, words, color=color, fontsize=6.5, va="center")
 
 
 def _apart(heights: list[float], low: float, high: float) -> list[float]:

@@ -33,7 +33,7 @@ SCALARS = (  # metrics that are tags under their own names; other tags sort behi
     "lr",
     "train_images_per_second",
 )
-METRICS = ("test_acc1", "test_loss", "val_acc1", "val_loss", "train_acc1", "train_loss")
+HPARAMS_METRICS = ("test_acc1", "test_loss", "val_acc1", "val_loss", "train_acc1", "train_loss")
 
 
 class TensorBoard:
@@ -104,7 +104,7 @@ class TensorBoard:
         """
         from torch.utils.tensorboard.summary import hparams
 
-        metrics = {tag: 0.0 for tag in METRICS if experiment.val_size or "val" not in tag}
+        metrics = {tag: 0.0 for tag in HPARAMS_METRICS if experiment.val_size or "val" not in tag}
         settings = {
             name: str(value).lower() if isinstance(value, bool) else value  # else shown as 0, 1
             for name, value in dataclasses.asdict(experiment).items()

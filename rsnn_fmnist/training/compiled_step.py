@@ -21,7 +21,6 @@ from ..spiking import IF, LIF, LinearRecurrentContainer, SynapseFilter
 from ..spiking.kernels.cpu import chain
 from ..spiking.kernels.cpu.functions import constants_of
 from ..spiking.kernels.cpu.loops import GIVEN
-from ..spiking.monitor import is_observed
 
 KINDS = {
     nn.Linear: chain.LINEAR,
@@ -36,7 +35,7 @@ SMALLEST = 16  # samples that are worth a thread of their own
 
 
 def refusal(model: nn.Module) -> str | None:
-    """Why the loop cannot compute the model's gradients; None: it can."""
+    """Why the loop cannot compute the model's gradients; None: it can, if nothing observes it."""
     if type(model) is not ColumnReader or not len(model):
         return f"{type(model).__name__} is not a chain of layers"
     parameters = list(model.parameters())
@@ -61,8 +60,6 @@ def refusal(model: nn.Module) -> str | None:
         return "a layer's forward was replaced"
     if not _fits(model):
         return "its layers do not fit each other"
-    if is_observed(model):
-        return "the model has hooks or observers"
     return None
 
 

@@ -23,7 +23,7 @@ from ..errors import first_line, warn
 Work = Callable[[], None]
 
 WARM_UP = 3  # eager batches: they compile kernels and allocate what a replay reads
-SYNCHRONISES = "called a synchronizing CUDA operation"  # torch's warning, where enabled
+SYNCHRONIZES = "called a synchronizing CUDA operation"  # torch's warning, where enabled
 PROTOTYPE = "Synchronization debug mode is a prototype"  # torch's warning about that warning
 
 
@@ -93,7 +93,7 @@ def watching(obstacles: list[str]) -> Iterator[None]:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     for warning in caught:
-        if SYNCHRONISES in str(warning.message):
+        if SYNCHRONIZES in str(warning.message):
             where = f"{Path(warning.filename).name}, line {warning.lineno}"
             obstacles.append(f"it waits for the device in {where}")
         elif PROTOTYPE not in str(warning.message):

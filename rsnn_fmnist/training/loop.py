@@ -15,7 +15,7 @@ from ..data.splits import epoch_order
 from ..errors import DivergedError
 from ..interrupt import Interrupt, InterruptedRunError
 from ..metrics import Sums, gradient_norm
-from ..session import Best, Progress, Row, Session, advance, best_metric
+from ..session import Best, Progress, Row, Session, advance, best_metric, best_row
 from ..storage.run_directory import Saver
 from ..tracking.tracker import Tracker
 from ..world import PeerLostError
@@ -169,7 +169,6 @@ def refuse_divergence(session: Session, progress: Progress) -> None:
 
 def keep_best(session: Session, progress: Progress, row: Row) -> None:
     """Keep the weights where the epoch is the best so far; the first of equals stays."""
-    accuracy = row[best_metric(session.experiment)]
-    if progress.best is None or accuracy > progress.best.accuracy:
+    if best_row(session.experiment, [*progress.rows, row]) is row:
         weights = {name: t.cpu().clone() for name, t in session.model.state_dict().items()}
-        progress.best = Best(row["epoch"], accuracy, weights)
+        progress.best = Best(row["epoch"], row[best_metric(session.experiment)], weights)

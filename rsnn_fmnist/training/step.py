@@ -41,8 +41,12 @@ def _why_eager(session: Session) -> str:
         return "--no-graph"
     if session.world.size > 1 and session.device.type != "cpu":
         return f"{session.world.size} processes sum their gradients in it"
-    if session.device.type in GRAPHS:
-        return "the model has hooks or observers" if is_observed(session.model) else ""
+    if session.device.type not in GRAPHS and (why := _why_not_compiled(session)):
+        return why
+    return "the model has hooks or observers" if is_observed(session.model) else ""
+
+
+def _why_not_compiled(session: Session) -> str:
     if session.precision.dtype is not None:
         return "mixed precision"
     if session.device.type != "cpu":
@@ -144,7 +148,7 @@ class Evaluation:
         self._model = session.model
         self._eager = eager_evaluation(session, loader, self.sums)
         self._graph: Step | None = None
-        if session.device.type in GRAPHS and session.graph and session.world.size == 1:
+        if choose_step(session)[0] == "graph":
             self._graph = _as_graph(session, self._eager, "an evaluation")
 
     def __call__(self, selection: Tensor) -> None:

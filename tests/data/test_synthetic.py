@@ -79,7 +79,7 @@ def test_learnable_but_not_trivial(some: Drawn, others: Drawn) -> None:
     right = distances.argmin(1) == true_labels
     assert 0.5 < right.mean() < 0.9
     per_class = np.array([right[true_labels == k].mean() for k in range(10)])
-    assert (per_class > 0.2).all()  # every class can be recognised
+    assert (per_class > 0.2).all()  # every class can be recognized
 
 
 def test_class_names() -> None:

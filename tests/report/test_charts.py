@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_runs import make_run
+from helpers.made_runs import make_run
 
 from rsnn_fmnist.report import records, statistics
 from rsnn_fmnist.report.measurements import ModelResult, Section
@@ -64,8 +64,8 @@ def test_over_epochs() -> None:
     ]
     first, second, mean, other = axes.lines
     assert first.get_linewidth() < mean.get_linewidth()
-    assert {to_hex(line.get_color()) for line in (first, second, mean)} == {charts.COLOURS[0]}
-    assert to_hex(other.get_color()) == charts.COLOURS[1]
+    assert {to_hex(line.get_color()) for line in (first, second, mean)} == {charts.COLORS[0]}
+    assert to_hex(other.get_color()) == charts.COLORS[1]
     assert (mean.get_linestyle(), other.get_linestyle()) == ("-", "--")
     (band,) = axes.collections
     corners = {tuple(np.round(corner, 6)) for corner in band.get_paths()[0].vertices}
@@ -99,7 +99,7 @@ def test_the_columns_read_are_above_the_axis() -> None:
         seen = np.ma.filled(shown.get_array(), np.nan)
         assert np.array_equal(seen[:, :t], pixels[:, :t])
         assert np.isnan(seen[:, t:]).all()
-    assert centres(figure) == pytest.approx(list(range(0, 29, 4)))
+    assert centers(figure) == pytest.approx(list(range(0, 29, 4)))
 
 
 def test_the_blanked_picture_is_above_the_axis() -> None:
@@ -112,11 +112,11 @@ def test_the_blanked_picture_is_above_the_axis() -> None:
         (shown,) = beside.images
         assert np.array_equal(shown.get_array()[:, k:], pixels[:, k:])
         assert not shown.get_array()[:, :k].any()
-    assert centres(figure) == pytest.approx(list(range(0, 29, 4)))
+    assert centers(figure) == pytest.approx(list(range(0, 29, 4)))
 
 
-def centres(figure: Figure) -> list[float]:
-    """The centres of the small pictures on the axis, once the figure is drawn."""
+def centers(figure: Figure) -> list[float]:
+    """The centers of the small pictures on the axis, once the figure is drawn."""
     figures.pixels(figure)
     (axes,) = figure.axes
     middles = [beside.get_window_extent() for beside in axes.child_axes]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_runs import make_run
+from helpers.made_runs import make_run
 
 from rsnn_fmnist import cli, models
 from rsnn_fmnist.config import Machine
@@ -128,6 +128,7 @@ MISTAKES = [
     ("--inspekt RUN", 2, "did you mean --inspect?"),
     ("--inspect RUN/config.toml", 1, "not a checkpoint"),
     ("--inspect EMPTY", 1, "holds no checkpoint of a run"),
+    ("RUN --out=", 2, "a path is empty; name a folder or a file"),
     ("--inspect RUN --out RUN/config.toml", 1, "name another --out"),
     ("--inspect RUN --models-file none.py", 2, "--models-file none.py: no such file"),
 ]

@@ -78,7 +78,7 @@ def test_a_point_is_the_accuracy_on_pictures_of_that_many_columns(name: str) -> 
         assert found[t - 1] == 100 * correct / 200
 
 
-def test_blank_columns_are_background_before_normalisation() -> None:
+def test_blank_columns_are_background_before_normalization() -> None:
     session, pictures = opened("feedback")
     before = pictures.columns.clone()
     columns = pictures.columns.clone()

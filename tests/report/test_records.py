@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import MACHINE, make_run, row
+from helpers.made_runs import MACHINE, make_run, row
 
 from rsnn_fmnist.errors import RunError, UsageError
 from rsnn_fmnist.report import records

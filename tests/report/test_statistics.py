@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from made_runs import make_run
+from helpers.made_runs import make_run
 
 from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment

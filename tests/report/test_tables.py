@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import make_run, row
+from helpers.made_runs import make_run, row
 
 from rsnn_fmnist.report import records, statistics, tables
 from rsnn_fmnist.report.energy import Operations

@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    """The script as a module; it imports its neighbour as a script does."""
+    """The script as a module; it imports its neighbor as a script does."""
     spec = importlib.util.spec_from_file_location("benchmark", SCRIPTS / "benchmark.py")
     assert spec is not None
     assert spec.loader is not None
@@ -97,7 +97,7 @@ def test_a_peer_that_is_absent_is_named_with_its_command(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(benchmark, "ROOT", tmp_path)
-    pythons, versions = benchmark.find_peers({})
+    pythons, versions = benchmark.find_peers()
     assert pythons == versions == {}
     tutorial, other, native = benchmark.missing(tuple(benchmark.CONTESTANTS), pythons)
     assert tutorial == (
@@ -125,8 +125,6 @@ def test_a_peer_that_is_absent_is_named_with_its_command(
         ("--models plane", "plane"),
         ("--contestants cuda", "--contestants cuda: not on cpu; there, numba, "),
         ("--device cuda --contestants lstm", "there, cuda, cuda-amp, cuda-eager, "),
-        ("--peer-python tutorial=nowhere/python", "no Python with spikingjelly 0.0.0.0.12"),
-        ("--peer-python other=python", "NAME one of tutorial, spikingjelly2"),
         ("--json nowhere/figures.json", "no such folder"),
     ],
 )
@@ -136,7 +134,7 @@ def test_a_mistake_is_told_in_one_line(
     assert benchmark.main(flags.split()) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("benchmark: error: ")
+    assert printed.err.startswith("rsnn_fmnist: error: ")
     assert says in printed.err
     assert printed.err.count("\n") == 1
 
@@ -170,7 +168,7 @@ def test_without_a_gpu_it_says_so(
     printed = capsys.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()
-    assert line.startswith("benchmark: error: --device cuda: ")
+    assert line.startswith("rsnn_fmnist: error: --device cuda: ")
     assert line.endswith("use --device cpu, or leave it out")
 
 

@@ -111,8 +111,8 @@ def test_train_all_takes_the_seed_of_the_flags(tmp_path: Path, stub: dict[str, s
 MISTAKES = [
     ([], "needs MODELS and SEEDS"),
     (["plain"], "needs MODELS and SEEDS"),
-    (["--seed", "3"], "--seed in the place of MODELS or SEEDS"),
-    (["plain", "--epochs", "3"], "--epochs in the place of MODELS or SEEDS"),
+    (["--seed", "3"], "--seed where MODELS or SEEDS should be"),
+    (["plain", "--epochs", "3"], "--epochs where MODELS or SEEDS should be"),
     (["", "1"], "must name at least one"),
     (["plain", ","], "must name at least one"),
     (["plain", "1", "--seed", "2"], "--seed: leave it out"),
@@ -218,7 +218,7 @@ def test_an_array_task_without_a_run(tmp_path: Path, stub: dict[str, str]) -> No
     assert (code, err) == (2, "slurm_array.sh: MODELS and SEEDS must name at least one each\n")
     code, _, err = run(tmp_path, stub, "slurm_array.sh", "plain", "--amp", "1,2")
     assert code == 2
-    assert err == "slurm_array.sh: --amp in the place of MODELS or SEEDS, which come first\n"
+    assert err == "slurm_array.sh: --amp where MODELS or SEEDS should be, which come first\n"
 
 
 def test_an_array_task_that_fails_is_not_requeued(tmp_path: Path, stub: dict[str, str]) -> None:

@@ -308,7 +308,7 @@ def test_after_a_failed_capture_steps_are_eager(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """The obstacle is not found beforehand: steps continue on the previous stream, and as eager."""
-    monkeypatch.setattr(cuda_graph, "SYNCHRONISES", "no such warning")
+    monkeypatch.setattr(cuda_graph, "SYNCHRONIZES", "no such warning")
 
     class Waiting(Regularised):
         def forward(self, x: Tensor) -> Tensor:

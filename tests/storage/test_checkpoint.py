@@ -190,8 +190,8 @@ def test_the_state_of_another_experiment_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(RunError, match="does not fit this run"):
         checkpoint.restore(other, content, tmp_path)
-    content["experiment"]["colour"] = "red"
-    with pytest.raises(RunError, match="colour"):
+    content["experiment"]["color"] = "red"
+    with pytest.raises(RunError, match="color"):
         checkpoint.experiment_of(content, tmp_path)
 
 

@@ -129,6 +129,22 @@ def test_where_the_checkpoint_is_damaged_the_one_before_is_used(
     assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
 
 
+def test_a_checkpoint_in_the_directory_of_another_run_is_refused(
+    tmp_path: Path, capsys: Any
+) -> None:
+    for name in ("one", "other"):
+        lr = "0.1" if name == "one" else "0.2"
+        assert stop(command(tmp_path / name, f"--lr {lr}"), after=14) == 130
+    kept = final(tmp_path / "other")
+    copy = tmp_path / "other" / "run" / "copy.pt"
+    copy.write_bytes((tmp_path / "one" / "run" / "latest.pt").read_bytes())
+    capsys.readouterr()
+    assert cli.main(["--resume", str(copy), "--device", "cpu"]) == 1
+    assert "differs in --lr from the run in" in capsys.readouterr().err
+    assert same(final(tmp_path / "other"), kept)
+    assert cli.main(["--resume", str(copy), "--device", "cpu", "--test-only"]) == 0
+
+
 def test_an_extended_run_takes_the_longer_schedule(tmp_path: Path) -> None:
     """The remaining epochs have the learning rates that a run of the new length has there."""
     assert cli.main(command(tmp_path, "--tb")) == 0

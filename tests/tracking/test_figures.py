@@ -60,7 +60,7 @@ def test_a_network_at_work(name: str) -> None:
     hidden, output = sample.layers["sn1"], sample.layers["sn2"]
     image = panels["sn1: potential before the reset, h"].images[0]
     assert np.array_equal(image.get_array(), hidden.h.T)
-    assert image.norm(1.0) == pytest.approx(0.5)  # the threshold is the middle of the colours
+    assert image.norm(1.0) == pytest.approx(0.5)  # the threshold is the middle of the colors
     lines = panels["sn2: potential before the reset, h"].lines
     assert np.array_equal([line.get_ydata() for line in lines[:10]], output.h.T)
     rates = [line.get_ydata()[-1] for line in panels["running rates of the classes"].lines]
@@ -71,7 +71,7 @@ def test_a_network_at_work(name: str) -> None:
     assert figure.get_suptitle().startswith(f"dress, {how} classified as ")
 
 
-def test_lines_and_colours_are_named() -> None:
+def test_lines_and_colors_are_named() -> None:
     x, scores, sample = active("plain")
     figure = figures.network_at_work(x[1], 3, scores, sample)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes[2:]}
@@ -79,7 +79,7 @@ def test_lines_and_colours_are_named() -> None:
     assert names == [CLASS_NAMES[f] for f in range(10) if scores[f] > 0]
     assert 0 < len(names) < 10
     (key,) = figure.axes[1].collections  # of every class, also of those without a bar
-    assert [to_hex(colour) for colour in key.get_facecolors()] == list(figures.COLOURS)
+    assert [to_hex(color) for color in key.get_facecolors()] == list(figures.COLORS)
     (threshold,) = panels["sn2: potential before the reset, h"].texts
     assert threshold.get_text() == "threshold 1"
     (bar,) = panels["sn1: potential before the reset, h"].child_axes

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from rsnn_fmnist import models
 from rsnn_fmnist.config import Experiment
@@ -94,3 +95,5 @@ def test_which_step_is_chosen_and_why() -> None:
     observed = plain()
     observed.register_forward_hook(lambda *_: None)
     assert choice(observed) == ("eager", "the model has hooks or observers")
+    with register_module_forward_hook(lambda *_: None):
+        assert choice(plain()) == ("eager", "the model has hooks or observers")

@@ -1,6 +1,6 @@
 """What a compiled training step computes for a chain of layers: one loop, compiled by numba.
 
-It goes from uint8 pictures to the gradient of every weight: gather and normalise a batch, run the
+It goes from uint8 pictures to the gradient of every weight: gather and normalize a batch, run the
 layers forward, take the loss and the sums of `metrics.rate_loss` and `metrics.Sums`, run the layers
 backward. A block of samples passes through all layers before the next block starts, so that its
 values stay in the processor's cache. The equations are those that `loops` names, whose functions
@@ -319,7 +319,7 @@ def chain_part(
 
     Args:
         columns, labels, indices: all pictures [M, T, H] and labels [M]; those of the batch [N].
-        scale, shift: the normalisation of a pixel.
+        scale, shift: the normalization of a pixel.
         layers: records of LAYER; parameters: all weights and biases, [P].
         spaces: working space, [parts, 4, S]: the layers' outputs and potentials, two gradients,
             and copies with features first.

@@ -1,6 +1,6 @@
 // Layers of IF or LIF neurons over all steps. A thread has one lane: one neuron of one sample.
 //
-// Arrays are [steps, lanes], and neighbouring threads have neighbouring lanes, so that warps read
+// Arrays are [steps, lanes], and neighboring threads have neighboring lanes, so that warps read
 // and write whole cache lines. What a thread loads does not depend on what it computes, so it loads
 // AHEAD steps at a time. A pointer that is called optional may be null.
 #include "neuron.cuh"
