@@ -44,6 +44,11 @@ def with_type(error: BaseException) -> str:
 
 
 def warn(message: str) -> None:
+    """Print a warning, one line on standard error."""
+    note(f"warning: {message}")
+
+
+def note(message: str) -> None:
     """Print one line on standard error."""
     with contextlib.suppress(OSError):  # standard error may be a file on a full disk
-        print(f"rsnn_fmnist: warning: {message}", file=sys.stderr, flush=True)
+        print(f"rsnn_fmnist: {message}", file=sys.stderr, flush=True)

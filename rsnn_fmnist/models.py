@@ -5,23 +5,25 @@ read a picture's columns from left to right as time steps; their scores are firi
 own model is registered in the same way, from the user's own file (--models-file).
 """
 
-import importlib.util
+import hashlib
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import config
+from . import config, random_state
 from .arguments import closest
 from .config import Experiment
 from .data.pictures import CLASSES, SIDE
-from .errors import RunError, UsageError, with_type
+from .errors import RunError, UsageError, first_line, with_type
 from .spiking import IF, SURROGATES, LinearRecurrentContainer, SynapseFilter
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
@@ -144,25 +146,77 @@ def stateful_synapse(
     )
 
 
+@dataclass(frozen=True)
+class ModelsFile:
+    """A user's file, and the names of the models that it registers."""
+
+    path: Path
+    content: bytes
+    names: frozenset[str] = frozenset()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+_imported: list[ModelsFile] = []  # one, or none
+
+
+def imported() -> ModelsFile | None:
+    """The user's file whose models are registered."""
+    return _imported[0] if _imported else None
+
+
+@contextmanager
+def temporary_models() -> Iterator[None]:
+    """Forget at the end the models of a file that is imported inside."""
+    try:
+        yield
+    finally:
+        _forget_models()
+
+
+def _forget_models() -> None:
+    for file in _imported:
+        for name in file.names:
+            MODELS.pop(name, None)
+    _imported.clear()
+
+
 def import_models(path: Path) -> None:
-    """Run a user's file, which registers models.
+    """Run a user's file, which registers models; those of the file before are forgotten.
 
     Raises:
-        UsageError: no such file.
+        UsageError: it cannot be read.
         RunError: it fails.
     """
-    if not path.is_file():
-        raise UsageError(f"--models-file {path}: no such file")
+    _forget_models()
     try:
-        spec = importlib.util.spec_from_file_location(f"models_file_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise ImportError("not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        sys.path.insert(0, str(path.resolve().parent))  # for what it imports from its own folder
-        spec.loader.exec_module(module)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"--models-file {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"--models-file {path}: cannot be read ({first_line(error)})") from None
+    before = set(MODELS)
+    try:
+        _execute(path, content)
     except (Exception, SystemExit) as error:  # the user's file may raise anything
         raise RunError(f"--models-file {path}: {with_type(error)}") from error
+    finally:
+        _imported.append(ModelsFile(path, content, frozenset(MODELS) - before))
+
+
+def _execute(path: Path, content: bytes) -> None:
+    """Run a file as a module that may import others from its folder, after the standard library."""
+    module = ModuleType(f"models_file_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        installed = (n for n, entry in enumerate(sys.path) if entry.endswith("-packages"))
+        sys.path.insert(next(installed, len(sys.path)), folder)
+    exec(compile(content, str(path), "exec"), vars(module))  # not its .pyc, which may be outdated
 
 
 def check_registered(name: str) -> None:
@@ -211,13 +265,13 @@ def build_model(experiment: Experiment) -> nn.Module:
 def check_model(
     name: str, model: nn.Module, device: torch.device, autocast: AbstractContextManager[object]
 ) -> None:
-    """Run the model on two blank pictures; leaves the model and torch's random state unchanged.
+    """Run the model on two blank pictures; leaves the model and all random states unchanged.
 
     Raises:
         RunError: it fails, or does not return scores [N, 10].
     """
     model.eval()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
+    with random_state.unchanged(device), autocast:
         try:
             scores = model(torch.zeros(2, SIDE, SIDE, device=device))
         except (Exception, SystemExit) as error:  # a user's model may raise anything

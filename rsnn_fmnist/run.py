@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import config
+from . import config, random_state
 from .config import Experiment, Machine, Settings
 from .data import splits
 from .data.loader import Loader
@@ -15,12 +15,18 @@ from .device import choose_backend, configure, device_name, own_device
 from .errors import RunError, UsageError
 from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 from .metrics import Sums
-from .models import build_model, check_model, import_models
+from .models import build_model, check_model, import_models, imported, temporary_models
 from .session import Progress, Row, Session, best_metric, best_row, open_session
 from .spiking import set_backend
 from .storage import checkpoint, dataset_cache, provenance
 from .storage.checkpoint import Content
-from .storage.resume import check_experiment, find_start, finished, locked_start
+from .storage.resume import (
+    check_experiment,
+    find_start,
+    finished,
+    import_kept_models,
+    locked_start,
+)
 from .storage.run_directory import RunDirectory, Saver, locate
 from .tracking.console import Console, clock
 from .tracking.diagnostics import Diagnostics, import_figures
@@ -39,11 +45,13 @@ def run(flags: Settings, file: Settings) -> int:
         RunError, UsageError: it cannot be done.
     """
     machine = config.from_settings(Machine, {**file, **flags})
-    with processes(machine.device) as world:
+    with processes(machine.device) as world, temporary_models():
         world.on_all(lambda: check_machine(machine, flags))
         if machine.prepare_only:
             return prepare(machine, {**file, **flags})
         experiment, directory, content = world.on_first(lambda: find_start(machine, flags, file))
+        if machine.resume:
+            world.on_all(lambda: import_kept_models(machine, directory))
         console = Console(experiment.epochs, quiet=machine.quiet, mute=not world.first)
         if content and finished(experiment, content) and not machine.test_only:
             console.result(summary(experiment, content["rows"], directory))
@@ -121,7 +129,7 @@ def build_session(
     world: World = ALONE,
 ) -> Session:
     """The session before its first batch: weights drawn from the seed, pictures on the device."""
-    torch.manual_seed(experiment.seed)
+    random_state.seed(experiment.seed)
     model = build_model(experiment)
 
     def loader(part: Pictures) -> Loader:
@@ -141,7 +149,11 @@ def announce(console: Console, session: Session, backend: str) -> None:
     kind = "synthetic" if experiment.dataset == "synthetic" else "FashionMNIST"
     held = f", {len(session.val):,} held out" if session.val else ""
     precision = str(session.precision.dtype or torch.float32).removeprefix("torch.")
-    console.info(f"model    {experiment.model}, {parameters:,} parameters, seed {experiment.seed}")
+    models_file = imported()
+    origin = f", from {models_file.path}" if models_file else ""
+    console.info(
+        f"model    {experiment.model}, {parameters:,} parameters, seed {experiment.seed}{origin}"
+    )
     console.info(
         f"data     {len(session.train):,} {kind} training pictures{held}, "
         f"{len(session.test):,} test pictures"

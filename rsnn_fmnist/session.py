@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 
+from . import random_state
 from .config import Experiment
 from .data.loader import Loader
 from .metrics import Sums
@@ -134,10 +135,10 @@ def open_session(
 
 @contextmanager
 def evaluating(session: Session) -> Iterator[None]:
-    """The model in eval mode, in inference mode and autocast; torch's random state is restored."""
+    """The model in eval mode, in inference mode and autocast; random states are restored."""
     session.model.eval()
-    devices = [session.device] if session.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(), session.precision.autocast():
+    unchanged = random_state.unchanged(session.device)
+    with unchanged, torch.inference_mode(), session.precision.autocast():
         yield
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import random_state
 from .errors import RunError, first_line
 from .interrupt import Interrupt
 from .metrics import Sums
@@ -104,7 +105,7 @@ class World:
             return
         model.load_state_dict(self.on_first(lambda: _on_cpu(model)))
         if not self.first:
-            torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
+            random_state.seed(int(torch.randint(2**62, ())) + self.rank)
 
     def complete(self, sums: Sums, interrupt: Interrupt) -> None:
         """Replace each process's `sums` by the sum over all of them.

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "rsnn_fmnist"
 ROW = (
     "__main__, cli, sweep, export, predict | report/ | run | training/ | tracking/ | storage/ | "
     "session | models, device, world | data/ | spiking/ | "
-    "metrics, arguments, config, interrupt, errors"
+    "metrics, arguments, config, interrupt, random_state, errors"
 )
 CELLS = {
     name.strip().rstrip("/"): place

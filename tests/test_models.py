@@ -1,13 +1,16 @@
 """The registry, the three networks' names, counts and shapes, and models from a user's file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.runs import SMALL, refused
+from helpers.runs import SMALL, refused, stop
 
 from rsnn_fmnist import cli, models
+from rsnn_fmnist.report import __main__ as report
+from rsnn_fmnist.storage import atomic
 
 PARAMETERS = {
     "plain": (1258, {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}),
@@ -114,35 +117,103 @@ from rsnn_fmnist.models import register
 def mine(width: int = 10):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, width))
 """
+COMMAND = ["--models-file", "mine.py", "--model", "mine", *SMALL, "--lr", "0.01"]
 
 
 @pytest.mark.usefixtures("small_synthetic")
 def test_a_models_file_trains_by_the_same_loop(here: Path, capsys: Any) -> None:
-    name = "mine-that-works"
-    (here / "mine.py").write_text(MINE.format(name=name))
-    command = ["--models-file", "mine.py", "--model", name, *SMALL, "--epochs", "2", "--lr", "0.01"]
-    try:
-        assert cli.main(command) == 0
-        assert "mine-that-works, 7,850 parameters" in capsys.readouterr().out
-        models.MODELS.pop(name)
-        line = refused(capsys, 2, *command, "--hidden", "64", "--quiet")
-        assert "--hidden 64: the model mine-that-works has no such option" in line
-        models.MODELS.pop(name)
-        (run,) = (here / "runs").iterdir()
-        line = refused(capsys, 2, "--resume", str(run))
-        assert "a run of the model mine-that-works" in line
-        assert line.endswith("name its file with --models-file (see --help)")
-    finally:
-        models.MODELS.pop(name, None)
+    (here / "mine.py").write_text(MINE.format(name="mine"))
+    assert cli.main([*COMMAND, "--epochs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "model    mine, 7,850 parameters, seed 2020, from mine.py\n" in out
+    line = refused(capsys, 2, *COMMAND, "--hidden", "64", "--quiet")
+    assert "--hidden 64: the model mine has no such option" in line
+    line = refused(capsys, 2, "--model", "mine", *SMALL)  # of a program's second call, without file
+    assert "--model mine: not registered" in line
+
+
+@pytest.fixture
+def stopped(here: Path, small_synthetic: None, capsys: Any) -> Path:
+    """The directory of a run of a user's model that stopped in its second epoch."""
+    (here / "mine.py").write_text(MINE.format(name="mine"))
+    assert stop([*COMMAND, "--epochs", "2"], after=16) == 130
+    capsys.readouterr()
+    (run,) = (here / "runs").iterdir()
+    return run
+
+
+CHANGED = MINE.format(name="mine").replace("width))", "width, bias=True))")
+
+
+def test_a_run_keeps_its_models_file(stopped: Path, here: Path, capsys: Any) -> None:
+    """Resumed, tested and inspected by its copy, whatever has become of the original."""
+    assert (stopped / "models.py").read_bytes() == (here / "mine.py").read_bytes()
+    (here / "mine.py").write_text(CHANGED)
+    for place in (stopped, stopped / "latest.pt"):
+        assert cli.main(["--resume", str(place), "--test-only", "--device", "cpu"]) == 0
+    assert cli.main([*COMMAND[2:], "--resume", "auto", "--epochs", "2"]) == 0
+    assert f"from {Path('runs') / stopped.name / 'models.py'}\n" in capsys.readouterr().out
+    rows = (stopped / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("scipy")
+    inspecting = ["--inspect", str(stopped), "--out", str(here / "report")]
+    assert report.main([str(stopped), *inspecting]) == 0
+    printed = capsys.readouterr()
+    assert "runs/*/models.py" in printed.err
+    assert f"running {stopped / 'models.py'}" in printed.err
+    assert "not registered" not in printed.err
+    assert "7,850" in printed.out
+
+
+def test_another_models_file_is_refused_by_name(stopped: Path, here: Path, capsys: Any) -> None:
+    original = (here / "mine.py").read_bytes()
+    (here / "mine.py").write_text(CHANGED)
+    for mode in ([], ["--test-only"]):
+        words = ["--models-file", "mine.py", "--resume", str(stopped), "--device", "cpu", *mode]
+        line = refused(capsys, 2, *words)
+        assert f"--models-file mine.py: not the file that the run in {stopped} was" in line
+        assert f"use the run's own copy, {stopped / 'models.py'}" in line
+    (stopped / "models.py").write_text(CHANGED)
+    line = refused(capsys, 2, "--resume", str(stopped))
+    assert "name the original with --models-file" in line
+    (stopped / "models.py").unlink()
+    line = refused(capsys, 2, "--resume", str(stopped))
+    assert "name its file with --models-file" in line
+    (here / "mine.py").write_bytes(original)
+    words = ["--models-file", "mine.py", "--resume", str(stopped), "--device", "cpu"]
+    assert cli.main(words) == 0
+
+
+def test_a_checkpoint_that_names_no_models_file(stopped: Path, here: Path, capsys: Any) -> None:
+    content = torch.load(stopped / "latest.pt", weights_only=True)
+    content.pop("models_file")
+    atomic.save(stopped / "latest.pt", content)
+    assert cli.main(["--resume", str(stopped), "--device", "cpu"]) == 0
+    assert "does not say which models file" in capsys.readouterr().err
+
+
+def test_a_neighbour_does_not_hide_the_standard_library(here: Path, capsys: Any) -> None:
+    (here / "colorsys.py").write_text("raise ImportError('not the standard library')\n")
+    (here / "mine.py").write_text("import colorsys\n")
+    line = refused(capsys, 2, "--model", "mine", "--models-file", "mine.py")
+    assert "--model mine: not registered" in line
+
+
+def test_a_file_changed_within_a_second_runs_as_it_is(here: Path) -> None:
+    """Python's own cache of compiled files knows them by size and second."""
+    with models.temporary_models():
+        for word in ("first", "other"):
+            (here / "mine.py").write_text(MINE.format(name=f"mine-{word}"))
+            os.utime(here / "mine.py", (1, 1))
+            models.import_models(Path("mine.py"))
+            assert f"mine-{word}" in models.MODELS
+        assert "mine-first" not in models.MODELS
+    assert "mine-other" not in models.MODELS
 
 
 @pytest.mark.usefixtures("small_synthetic")
 def test_a_model_of_the_wrong_shape(here: Path, capsys: Any) -> None:
-    name = "mine-too-narrow"
-    (here / "mine.py").write_text(MINE.format(name=name).replace("= 10", "= 9"))
-    try:
-        line = refused(capsys, 1, "--models-file", "mine.py", "--model", name, *SMALL)
-        assert "returns [2, 9]" in line
-        assert not (here / "runs").exists()
-    finally:
-        models.MODELS.pop(name, None)
+    (here / "mine.py").write_text(MINE.format(name="mine").replace("= 10", "= 9"))
+    assert "returns [2, 9]" in refused(capsys, 1, *COMMAND)
+    assert not (here / "runs").exists()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from ..arguments import Parser, run_command
 from ..config import Machine
-from ..errors import RunError, UsageError, first_line
-from ..models import import_models
+from ..errors import RunError, UsageError, first_line, note
+from ..models import import_models, temporary_models
+from ..storage.run_directory import MODELS_FILE
 from ..tracking.diagnostics import import_figures
 from . import records, statistics, tables
 from .inspect import inspect_picture
@@ -64,19 +65,25 @@ def _report(arguments: list[str]) -> int:
     if flags.index is not None and flags.inspect is None:
         raise UsageError(f"--index {flags.index}: needs --inspect CHECKPOINT")
     figures = import_figures("the report")
-    if flags.models_file:
-        import_models(Path(flags.models_file))
-    machine = Machine(data_path=flags.data_path, download=flags.download, device="cpu")
+    machine = Machine(
+        data_path=flags.data_path,
+        download=flags.download,
+        models_file=flags.models_file,
+        device="cpu",
+    )
     out = Path(flags.out)
-    if flags.places:
-        places = [Path(place) for place in flags.places]
-        compare(places, out, Measurer(machine, with_curves=flags.memory), figures)
-    if flags.inspect is not None:
-        lines, name, figure = inspect_picture(
-            Path(flags.inspect), flags.index or 0, machine, figures
-        )
-        write(out, {name: figure}, figures.save)
-        print(f"{lines}\nwrote {out / name}")
+    with temporary_models():
+        if flags.models_file:
+            import_models(Path(flags.models_file))
+        if flags.places:
+            places = [Path(place) for place in flags.places]
+            compare(places, out, Measurer(machine, with_curves=flags.memory), figures)
+        if flags.inspect is not None:
+            lines, name, figure = inspect_picture(
+                Path(flags.inspect), flags.index or 0, machine, figures
+            )
+            write(out, {name: figure}, figures.save)
+            print(f"{lines}\nwrote {out / name}")
     return 0
 
 
@@ -89,7 +96,11 @@ def compare(places: list[Path], out: Path, measurer: Measurer, figures: ModuleTy
     """
     from .charts import draw  # needs matplotlib
 
-    sections = measurer.sections(statistics.grouped(records.read_all(places)))
+    runs = records.read_all(places)
+    kept = sorted({run.path.parent for run in runs if (run.path / MODELS_FILE).is_file()})
+    if kept and not measurer.machine.models_file:
+        note(f"running the runs' own models files, {kept[0]}/*/{MODELS_FILE}")
+    sections = measurer.sections(statistics.grouped(runs))
     text, drawn = tables.markdown(sections), dict(draw(sections))
     images = "".join(f"\n![{name}]({name}.svg)\n" for name in drawn)
     texts = {"report.md": text + images, **tables.csv_files(sections)}

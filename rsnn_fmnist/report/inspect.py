@@ -5,13 +5,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from ..config import Experiment, Machine
+from ..config import Machine
 from ..data.pictures import CLASS_NAMES
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, note
+from ..models import imported
 from ..storage import checkpoint
-from ..storage.resume import newest
+from ..storage.resume import import_kept_models, newest, refuse_other_models
 from ..tracking.diagnostics import record_pictures
 from .energy import ACCUMULATE, MULTIPLY_ACCUMULATE, Operations, count_operations
 from .measurements import open_test
@@ -31,11 +31,17 @@ def inspect_picture(
         UsageError: there is no such file or picture.
         RunError: no readable checkpoint, or its weights do not fit.
     """
-    experiment, weights = read(path)
+    content = read(path)
+    directory = path if path.is_dir() else path.parent
+    import_kept_models(machine, directory)
+    refuse_other_models(machine, content, directory)
+    if file := imported():
+        note(f"running {file.path}")
+    experiment = checkpoint.experiment_of(content, path)
     session = open_test(experiment, machine)
     if not 0 <= index < len(session.test):
         raise UsageError(f"--index {index}: must be from 0 to {len(session.test) - 1}")
-    checkpoint.load_weights(session.model, weights, path)
+    checkpoint.load_weights(session.model, content["model"], path)
     x, labels, scores, recording = record_pictures(session, torch.tensor([index]))
     label, answer = int(labels[0]), int(scores[0].argmax())
     figure = figures.network_at_work(x[0], label, scores[0], figures.sample(recording, 0))
@@ -44,14 +50,14 @@ def inspect_picture(
     return lines + cost_lines(operations), f"{_stem(path)}_picture{index}.png", figure
 
 
-def read(path: Path) -> tuple[Experiment, dict[str, Tensor]]:
-    """The experiment and the weights of a checkpoint, or of a run directory's latest one."""
+def read(path: Path) -> checkpoint.Content:
+    """A checkpoint, or a run directory's latest one."""
     if not path.exists():
         raise UsageError(f"--inspect {path}: no such file or directory")
     content = newest(path) if path.is_dir() else checkpoint.load(path)
     if content is None:
         raise RunError(f"--inspect {path}: holds no checkpoint of a run")
-    return checkpoint.experiment_of(content, path), content["model"]
+    return content
 
 
 def cost_lines(operations: Operations) -> str:

@@ -17,10 +17,15 @@ from ..data.loader import Loader
 from ..data.pictures import Pictures
 from ..device import choose_device, configure
 from ..errors import RunError, warn
-from ..models import MODELS, build_model
+from ..models import build_model, check_registered
 from ..session import Session, evaluating, open_session
 from ..storage import checkpoint
-from ..storage.resume import check_experiment, newest
+from ..storage.resume import (
+    check_experiment,
+    import_kept_models,
+    newest,
+    refuse_other_models,
+)
 from .energy import Operations, count_operations
 from .memory_curve import MemoryCurves, measure_curves
 from .records import Run
@@ -103,11 +108,11 @@ class Measurer:
 
     def _result(self, group: Group, done: Callable[[int], object]) -> ModelResult:
         """Measure what can be measured; warn about the rest, and leave it out."""
-        if group.model not in MODELS:
-            warn(
-                f"{group.model}: not registered, so its parameters are not counted and its weights "
-                "are not used; a model of your own needs --models-file"
-            )
+        try:
+            import_kept_models(self.machine, group.runs[0].path)
+            check_registered(group.model)
+        except RunError as error:
+            warn(f"{error}; its parameters are not counted and its weights are not used")
             done(len(group.runs))
             return ModelResult(group)
         parameters = sum(p.numel() for p in build_model(group.experiment).parameters())
@@ -120,7 +125,7 @@ class Measurer:
     def _add_run(self, result: ModelResult, run: Run) -> None:
         """Add what the run's weights give; nothing without usable weights or pictures."""
         try:
-            model = trained_model(run)
+            model = trained_model(run, self.machine)
         except RunError as error:
             warn(f"{error}; its weights are not used")
             return
@@ -151,15 +156,17 @@ class Measurer:
         return self._pictures[dataset]
 
 
-def trained_model(run: Run) -> nn.Module | None:
+def trained_model(run: Run, machine: Machine) -> nn.Module | None:
     """The run's model with its latest weights; None: it has none.
 
     Raises:
-        RunError: they are damaged, or another run's.
+        RunError: they are damaged, another run's, or of another models file.
     """
     content = newest(run.path)
     if content is None:
         return None
+    import_kept_models(machine, run.path)
+    refuse_other_models(machine, content, run.path)
     kept = checkpoint.experiment_of(content, run.path)
     if replace(kept, epochs=run.experiment.epochs) != run.experiment:  # it may have been extended
         raise RunError(f"{run.path}: its config.toml and its weights have different settings")

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import config
+from .. import config, random_state
 from ..config import Experiment
 from ..errors import RunError, UsageError, first_line
 from ..metrics import Sums
+from ..models import imported
 from ..session import Best, Progress, Session, take_schedule
 from . import atomic
 
@@ -46,9 +47,6 @@ KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
 
 def capture(session: Session, progress: Progress) -> Content:
     """The whole state of a run, between two batches."""
-    random_state = {"cpu": torch.get_rng_state()}
-    if session.device.type == "cuda":
-        random_state["cuda"] = torch.cuda.get_rng_state(session.device)
     return {
         **_header("run", session.experiment),
         "model": session.model.state_dict(),
@@ -62,7 +60,7 @@ def capture(session: Session, progress: Progress) -> Content:
         "rows": progress.rows,
         "best": dataclasses.asdict(progress.best) if progress.best else None,
         "gradient_norm": progress.gradient_norm,
-        "random_state": random_state,
+        "random_state": random_state.capture(session.device),
     }
 
 
@@ -79,8 +77,14 @@ def capture_best(session: Session, progress: Progress) -> Content | None:
 
 
 def _header(kind: str, experiment: Experiment) -> Content:
-    settings = dataclasses.asdict(experiment)
-    return {"format": FORMAT, "version": VERSION, "kind": kind, "experiment": settings}
+    file = imported()
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "experiment": dataclasses.asdict(experiment),
+        "models_file": file.digest if file else None,
+    }
 
 
 def restore(session: Session, content: Content, path: Path) -> Progress:
@@ -100,9 +104,7 @@ def restore(session: Session, content: Content, path: Path) -> Progress:
             session.scheduler.load_state_dict(content["scheduler"])
         else:
             take_schedule(session, content["epoch"])
-        torch.set_rng_state(content["random_state"]["cpu"])
-        if session.device.type == "cuda" and "cuda" in content["random_state"]:
-            torch.cuda.set_rng_state(content["random_state"]["cuda"], session.device)
+        random_state.restore(content["random_state"], session.device)
         sums = Sums(session.device)
         sums.totals.copy_(content["sums"])
         best = Best(**content["best"]) if content["best"] else None
@@ -225,16 +227,16 @@ def _check_content(content: object, path: Path) -> None:
 
 
 def experiment_of(content: Content, path: Path) -> Experiment:
-    """The experiment of a checkpoint.
+    """The experiment of a checkpoint; a setting that is newer than the checkpoint has its default.
 
     Raises:
         RunError: settings that this program does not know.
     """
     settings = content["experiment"]
-    names = {field.name for field in dataclasses.fields(Experiment)}
-    if settings.keys() != names:
-        differing = ", ".join(sorted(map(str, settings.keys() ^ names)))
-        raise RunError(f"{path}: damaged or of another version (settings: {differing})")
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(Experiment)}
+    if unknown or "model" not in settings:
+        differing = ", ".join(sorted(map(str, unknown))) or "no model"
+        raise RunError(f"{path}: damaged or of a newer version (settings: {differing})")
     try:
         return Experiment(**{n: config.check(n, v, f"{n} =") for n, v in settings.items()})  # type: ignore[arg-type]
     except UsageError as error:

@@ -6,10 +6,17 @@ from pathlib import Path
 from .. import config
 from ..config import Experiment, Machine, Settings
 from ..errors import RunError, UsageError, warn
-from ..models import MODELS, check_registered
+from ..models import MODELS, check_registered, import_models, imported
 from . import checkpoint
 from .checkpoint import Content
-from .run_directory import CONFIG, RunDirectory, checkpoint_in, locate, refuse_existing
+from .run_directory import (
+    CONFIG,
+    MODELS_FILE,
+    RunDirectory,
+    checkpoint_in,
+    locate,
+    refuse_existing,
+)
 
 
 def find_start(
@@ -29,6 +36,7 @@ def find_start(
     else:
         experiment, directory, content = _by_checkpoint(machine, flags, settings)
     if content:
+        refuse_other_models(machine, content, directory)
         kept = checkpoint.experiment_of(content, directory)
         if "epochs" not in settings:
             experiment = dataclasses.replace(experiment, epochs=kept.epochs)
@@ -43,8 +51,10 @@ def find_start(
 
 def _by_settings(machine: Machine, settings: Settings) -> tuple[Experiment, Path, Content | None]:
     experiment = config.from_settings(Experiment, settings)
-    check_experiment(experiment, machine)
     directory = locate(experiment, machine)
+    if machine.resume:
+        import_kept_models(machine, directory)
+    check_experiment(experiment, machine)
     return experiment, directory, starting_point(machine, directory)
 
 
@@ -62,6 +72,7 @@ def _by_checkpoint(
     content = starting_point(machine, directory)
     if content is None:
         raise RunError(f"--resume {path}: holds no checkpoint of a run")
+    import_kept_models(machine, directory)
     kept = dataclasses.asdict(checkpoint.experiment_of(content, path))
     experiment = config.from_settings(Experiment, {**kept, **settings})
     if experiment.model not in MODELS and "model" not in settings:
@@ -89,6 +100,40 @@ def _refuse_other_run(kept: Experiment, path: Path, directory: Path) -> None:
         raise RunError(
             f"--resume {path}: differs in {', '.join(names)} from the run in {directory}, which it "
             "would overwrite; move the checkpoint to a directory of its own"
+        )
+
+
+def import_kept_models(machine: Machine, directory: Path) -> None:
+    """Import the models file that the run in the directory keeps, unless --models-file names one.
+
+    Raises:
+        RunError: the file fails.
+    """
+    kept, present = directory / MODELS_FILE, imported()
+    if kept.is_file() and not machine.models_file and not (present and present.path == kept):
+        import_models(kept)
+
+
+def refuse_other_models(machine: Machine, content: Content, directory: Path) -> None:
+    """Raise an error where a checkpoint was trained with another models file than the imported one.
+
+    A file is known by its own content, not by that of what it imports.
+    """
+    file, kept = imported(), content.get("models_file")
+    if kept is None and file:
+        warn(f"{directory}: its checkpoint does not say which models file it was trained with")
+    elif kept and not file:
+        raise UsageError(
+            f"{directory}: trained with a models file, and has no copy of it; name the file with "
+            "--models-file"
+        )
+    elif kept and file and file.digest != kept:
+        remedy = f"leave it out to use the run's own copy, {directory / MODELS_FILE}"
+        if not machine.models_file:
+            remedy = "name the original with --models-file"
+        raise UsageError(
+            f"--models-file {file.path}: not the file that the run in {directory} was trained "
+            f"with; {remedy}"
         )
 
 

@@ -1,6 +1,7 @@
 """A run's directory: its name, its lock, its records, and when a checkpoint is written.
 
     config.toml  environment.json  metrics.jsonl  latest.pt  latest.prev.pt  best.pt  tb/  .lock
+    models.py, where a user's file has registered the model
 
 No run writes to the directory of another one.
 """
@@ -14,10 +15,12 @@ from filelock import FileLock, Timeout
 from .. import config
 from ..config import Experiment, Machine
 from ..errors import RunError, UsageError, first_line, warn
+from ..models import imported
 from ..session import Progress, Row, Session
 from . import atomic, checkpoint
 
 CONFIG, ENVIRONMENT, METRICS = "config.toml", "environment.json", "metrics.jsonl"
+MODELS_FILE = "models.py"  # a copy of --models-file
 LATEST, BEST, LOCK = "latest.pt", "best.pt", ".lock"
 
 
@@ -78,16 +81,18 @@ class RunDirectory:
     def write_records(
         self, experiment: Experiment, environment: dict[str, object], rows: list[Row]
     ) -> None:
-        """Write config.toml, environment.json and the rows of metrics so far.
+        """Write config.toml, environment.json, the models file and the rows of metrics so far.
 
         Raises:
             RunError: they cannot be written; the old files are unchanged.
         """
         self._rows = list(rows)
         try:
-            self._put(CONFIG, config.to_toml(experiment))
-            self._put(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-            self._put(METRICS, "".join(map(_line, self._rows)))
+            self._put(CONFIG, config.to_toml(experiment).encode())
+            self._put(ENVIRONMENT, (json.dumps(environment, indent=2) + "\n").encode())
+            if models_file := imported():
+                self._put(MODELS_FILE, models_file.content)
+            self._put_rows()
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -108,7 +113,7 @@ class RunDirectory:
         if not self._behind:
             return
         try:
-            self._put(METRICS, "".join(map(_line, self._rows)))
+            self._put_rows()
             self._behind = False
         except OSError as error:
             self._fall_behind(error)
@@ -125,8 +130,10 @@ class RunDirectory:
             "try again"
         )
 
-    def _put(self, name: str, text: str) -> None:
-        content = text.encode()
+    def _put_rows(self) -> None:
+        self._put(METRICS, "".join(map(_line, self._rows)).encode())
+
+    def _put(self, name: str, content: bytes) -> None:
         atomic.write(self.path / name, lambda file: file.write(content))
 
 

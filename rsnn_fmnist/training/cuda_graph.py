@@ -6,7 +6,6 @@ gradient scaling. Python's own numbers in a model are frozen at the capture, and
 there. Steps of several processes are left out.
 """
 
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .. import random_state
 from ..errors import first_line, warn
 
 Work = Callable[[], None]
@@ -83,7 +83,7 @@ def watching(obstacles: list[str]) -> Iterator[None]:
 
     Known before the capture, since not every torch undoes a failed capture completely.
     """
-    drawn = torch.get_rng_state(), random.getstate()
+    before = random_state.on_host()
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -100,7 +100,7 @@ def watching(obstacles: list[str]) -> Iterator[None]:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    if not torch.equal(drawn[0], torch.get_rng_state()) or drawn[1] != random.getstate():
+    if random_state.on_host() != before:
         obstacles.append("it draws random numbers on the CPU")
 
 

@@ -360,8 +360,9 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return
     before = set(models.MODELS)
     Path(named[1]).write_text(block.code, encoding="utf-8")
-    models.import_models(Path(named[1]))
-    registered = set(models.MODELS) - before
-    assert registered, f"{block}: registers no model"
-    for name in registered:
-        assert models.build(name)(torch.rand(2, 28, 28)).shape == (2, 10)
+    with models.temporary_models():
+        models.import_models(Path(named[1]))
+        registered = set(models.MODELS) - before
+        assert registered, f"{block}: registers no model"
+        for name in registered:
+            assert models.build(name)(torch.rand(2, 28, 28)).shape == (2, 10)

@@ -1,14 +1,17 @@
 """A run that is stopped and resumed ends with the same bits as one that never stops."""
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.event_files import figures, hparams, points
 from helpers.runs import command, final, same, stop
 
-from rsnn_fmnist import cli, models
+from rsnn_fmnist import cli, models, random_state
+from rsnn_fmnist.storage import atomic, checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 
@@ -84,16 +87,19 @@ def test_stopped_around_the_end_of_an_epoch(tmp_path: Path, checks: int) -> None
 
 
 class Noisy(torch.nn.Module):
-    """A model that draws random numbers while it trains, and counts in a buffer."""
+    """A model that draws random numbers when built and in training, and counts in a buffer."""
 
     def __init__(self, always: bool = False) -> None:
         super().__init__()
+        self.start = torch.nn.Parameter(torch.tensor([random.random(), np.random.rand()]))
         layers = torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(784, 10)
         self.layers = torch.nn.Sequential(*layers, torch.nn.BatchNorm1d(10))
         self.always = always
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.layers(x)
+        if self.training:
+            scores = scores + random.random() + np.random.randn() + np.random.rand()
         return scores + torch.rand_like(scores) if self.always else scores
 
 
@@ -104,8 +110,23 @@ def test_random_state_and_buffers_come_back(
     flags = "--model noisy --lr 0.01"
     assert cli.main(command(tmp_path / "whole", flags)) == 0
     assert stop(command(tmp_path / "stopped", flags), after=17) == 130
-    torch.manual_seed(5)
+    random_state.seed(5)
     assert cli.main(command(tmp_path / "stopped", f"{flags} --resume auto")) == 0
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+def test_a_checkpoint_from_before_a_setting_existed(tmp_path: Path) -> None:
+    """Nor did it hold the states of NumPy's and Python's generators, or what file built it."""
+    assert cli.main(command(tmp_path / "whole", "")) == 0
+    assert stop(command(tmp_path / "stopped", ""), after=17) == 130
+    latest = tmp_path / "stopped" / "run" / "latest.pt"
+    content = checkpoint.load(latest)
+    for name in ("momentum", "detach_reset"):
+        content["experiment"].pop(name)
+    content["random_state"] = {"cpu": content["random_state"]["cpu"]}
+    content.pop("models_file")
+    atomic.save(latest, content)
+    assert cli.main(command(tmp_path / "stopped", "--resume auto")) == 0
     assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.fake_graph import FakeGraph
@@ -278,7 +279,6 @@ def test_a_model_that_cannot_be_captured_trains_eagerly(
     flags = f"--models-file {tmp_path / 'mine.py'} --model {name} --lr 0.01 --epochs 4"
     for folder, graph in (("eager", "--no-graph"), ("graph", "--graph")):
         assert cli.main(graph_command(tmp_path / folder, f"{flags} {graph}")) == 0
-        models.MODELS.pop(name)
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == (2 if graph == "--graph" else 0)
     assert lines[0].startswith(
@@ -393,8 +393,9 @@ def wait() -> None:
         (wait, ["it waits for the device in test_cuda_graph.py, line"]),
         (lambda: torch.rand(1), ["it draws random numbers on the CPU"]),
         (random.random, ["it draws random numbers on the CPU"]),
+        (np.random.rand, ["it draws random numbers on the CPU"]),
     ],
-    ids=["nothing", "waits", "torch.rand", "random"],
+    ids=["nothing", "waits", "torch.rand", "random", "numpy"],
 )
 def test_what_a_graph_cannot_hold_is_reported(
     work: Callable[[], object], reports: list[str], monkeypatch: pytest.MonkeyPatch
