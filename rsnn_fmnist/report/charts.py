@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.pictures import CLASSES, SIDE
+from ..tracking.figures import default_style
 from .measurements import ModelResult, Section
 from .statistics import flags, short_name
 
@@ -132,6 +133,7 @@ def _blanked(result: ModelResult) -> SeedValues:
     return [dict(enumerate(c.blanked)) for c in result.curves.values()]
 
 
+@default_style
 def over_epochs(lines: Sequence[Line], label: str, title: str) -> Figure:
     """A metric over the epochs."""
     figure = Figure(figsize=(6.4, 4.2), dpi=DPI)
@@ -144,6 +146,7 @@ def over_epochs(lines: Sequence[Line], label: str, title: str) -> Figure:
     return figure
 
 
+@default_style
 def over_columns(lines: Sequence[Line], picture: Tensor, title: str, *, read: bool) -> Figure:
     """Accuracy over the number of columns; above the axis, those columns of a picture.
 

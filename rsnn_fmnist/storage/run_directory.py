@@ -8,6 +8,8 @@ No run writes to the directory of another one.
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +17,7 @@ from filelock import FileLock, Timeout
 from .. import config
 from ..config import Experiment, Machine
 from ..errors import RunError, UsageError, first_line, warn
+from ..interrupt import InterruptedRunError
 from ..models import imported
 from ..session import Progress, Row, Session
 from . import atomic, checkpoint
@@ -177,6 +180,17 @@ class Saver:
                 "continues and will try again"
             )
         self._saved = time.monotonic()
+
+    @contextmanager
+    def saving_on_failure(self, progress: Progress) -> Iterator[None]:
+        """Save where what runs inside, which changes nothing of the run, fails with an error."""
+        try:
+            yield
+        except (InterruptedRunError, RunError):  # whoever catches it saves, if that is right
+            raise
+        except Exception:
+            self.save(progress)
+            raise
 
     def _save_best(self, progress: Progress) -> None:
         best = checkpoint.capture_best(self.session, progress)

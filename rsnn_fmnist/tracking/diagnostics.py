@@ -5,6 +5,7 @@ are the same with it and without it. The tags sort behind those of the metrics, 
 TensorBoard's first page is accuracy and loss.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -32,12 +33,16 @@ def import_figures(wanted_by: str) -> ModuleType:
     Raises:
         RunError: matplotlib is missing.
     """
+    backend = os.environ.pop("MPLBACKEND", None)  # such as a notebook's, which may be absent here
     try:
         from . import figures
     except ImportError:
         raise RunError(
             f"{wanted_by}: figures need matplotlib: pip install 'rsnn-fmnist[report]'"
         ) from None
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
     return figures
 
 

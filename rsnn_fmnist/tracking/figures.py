@@ -1,7 +1,8 @@
 """Figures of a network at work, for TensorBoard and the report.
 
-matplotlib's own objects, without pyplot and its global state. Importing this module needs the
-`report` extra; `diagnostics.import_figures` reports where it is missing. Measuring is left out.
+matplotlib's own objects, without pyplot and its global state, and in its default style, whatever
+the user's is. Importing this module needs the `report` extra; `diagnostics.import_figures` reports
+where it is missing. Measuring is left out.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import FuncNorm
@@ -31,6 +32,8 @@ COLORS = (  # of the classes; color-blind readers can tell them apart
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee",
     "#aa3377", "#999999", "#000000", "#dd7711", "#7755cc",
 )  # fmt: skip
+# Decorates whatever draws or renders.
+default_style = rc_context({k: v for k, v in rcParamsDefault.items() if k != "backend"})
 FEW = 10  # neurons drawn as a line each; more are drawn as an image
 
 
@@ -75,6 +78,7 @@ def sample(recording: Recording, n: int) -> Sample:
     return Sample(layers)
 
 
+@default_style
 def network_at_work(x: Tensor, label: int, scores: Tensor, sample: Sample) -> Figure:
     """One picture on its way through the network, over time.
 
@@ -227,6 +231,7 @@ def _apart(heights: list[float], low: float, high: float) -> list[float]:
     return apart
 
 
+@default_style
 def confusion_matrix(counts: Tensor) -> Figure:
     """The number of pictures of class i (rows) classified as class j (columns), [10, 10]."""
     table = _array(counts)
@@ -246,6 +251,7 @@ def confusion_matrix(counts: Tensor) -> Figure:
     return figure
 
 
+@default_style
 def pixels(figure: Figure) -> Array:
     """Render a figure as RGB, uint8 [height, width, 3]."""
     canvas = FigureCanvasAgg(figure)
@@ -254,6 +260,7 @@ def pixels(figure: Figure) -> Array:
     return drawn
 
 
+@default_style
 def save(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's suffix; equal figures give equal bytes.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Experiment
-from ..errors import RunError, first_line
+from ..errors import RunError, first_line, warn, with_type
 from ..session import Row
 from .diagnostics import Diagnostics, import_figures
 
@@ -83,7 +83,13 @@ class TensorBoard:
         if diagnostics:
             self._scalars(diagnostics.scalars(), epoch)
         if diagnostics and diagnostics.due(epoch):
-            self._figures(diagnostics, epoch)
+            try:
+                self._figures(diagnostics, epoch)
+            except OSError:
+                raise
+            except Exception as error:  # of matplotlib or of a user's layer
+                diagnostics.every = None
+                warn(f"figures cannot be drawn ({with_type(error)}); training continues without")
         self._writer.flush()
 
     def _scalars(self, values: Mapping[str, float], epoch: int) -> None:

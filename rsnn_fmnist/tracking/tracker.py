@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext, suppress
 
-from ..errors import first_line, warn
+from ..errors import warn, with_type
 from ..session import Progress, Row
 from ..storage.run_directory import RunDirectory
 from .console import Console
@@ -46,11 +46,11 @@ class Tracker:
         if self.tensorboard:
             try:
                 self.tensorboard.epoch(row, self.diagnostics)
-            except OSError as error:
+            except Exception as error:  # such as a full disk
                 folder = self.tensorboard.folder
                 self._close_tensorboard()
                 warn(
-                    f"{folder} not written ({first_line(error)}); training continues without "
+                    f"{folder} not written ({with_type(error)}); training continues without "
                     "TensorBoard, and a resumed run writes the missing points"
                 )
         self.console.epoch(row, seconds_left)
@@ -58,7 +58,7 @@ class Tracker:
     def finish(self) -> None:
         """The run is finished."""
         if self.tensorboard:
-            with suppress(OSError):  # reported at the epoch
+            with suppress(Exception):  # reported at the epoch
                 self.tensorboard.finish()
 
     def close(self) -> None:
@@ -70,6 +70,6 @@ class Tracker:
 
     def _close_tensorboard(self) -> None:
         if self.tensorboard:
-            with suppress(OSError):
+            with suppress(Exception):
                 self.tensorboard.close()
             self.tensorboard = None

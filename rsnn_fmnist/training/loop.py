@@ -39,7 +39,8 @@ def fit(
         while progress.epoch < session.experiment.epochs:
             train_epoch(session, progress, step, tracker=tracker, saver=saver, interrupt=interrupt)
             refuse_divergence(session, progress)
-            row = epoch_row(session, progress, evaluations, tracker, interrupt)
+            with saver.saving_on_failure(progress):
+                row = epoch_row(session, progress, evaluations, tracker, interrupt)
             finish_epoch(session, progress, row)
             with interrupt.postponed():
                 tracker.epoch(row, seconds_left(session.experiment, progress))

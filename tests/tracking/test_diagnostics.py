@@ -1,10 +1,12 @@
 """What TensorBoard shows of the network besides the metrics."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.event_files import figures, hparams, points
+from helpers.runs import command, final, same
 
 from rsnn_fmnist import cli, run
 from rsnn_fmnist.config import Experiment, Machine
@@ -12,7 +14,9 @@ from rsnn_fmnist.metrics import ranks
 from rsnn_fmnist.session import Session, evaluating
 from rsnn_fmnist.spiking import record
 from rsnn_fmnist.storage import checkpoint
+from rsnn_fmnist.tracking import diagnostics
 from rsnn_fmnist.tracking.diagnostics import confusion
+from rsnn_fmnist.training import loop
 
 pytestmark = pytest.mark.usefixtures("small_synthetic")
 
@@ -100,6 +104,33 @@ def test_figures_and_histograms(tmp_path: Path) -> None:
     }  # fmt: skip
     for ((epoch, _),) in drawn.values():
         assert epoch == 0
+
+
+@pytest.mark.parametrize("part", ["figures", "scalars", "evaluation"])
+def test_what_fails_beside_a_step_costs_itself_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, part: str
+) -> None:
+    """Figures end, events end, or the run ends; it is saved, and resumes as if nothing had been."""
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("cannot be drawn\nat all")
+
+    assert cli.main(command(tmp_path / "whole", "--tb")) == 0
+    flags = "--tb-pictures 1"
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        if part == "evaluation":
+            patch.setattr(loop, "evaluate", fail)
+        else:
+            patch.setattr(diagnostics.Diagnostics, part, fail)
+        code = cli.main(command(tmp_path / "failing", flags))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ValueError: cannot be drawn" in line
+    assert code == (1 if part == "evaluation" else 0)
+    assert cli.main(command(tmp_path / "failing", "--tb --resume auto")) == 0
+    whole, failing = final(tmp_path / "whole"), final(tmp_path / "failing")
+    assert same(failing["rows"], whole["rows"])
+    assert same(failing["files"]["latest.pt"]["model"], whole["files"]["latest.pt"]["model"])
 
 
 def test_the_confusion_matrix_counts_every_test_picture(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.program import ENVIRONMENT
 from torch import Tensor, nn
 
 from rsnn_fmnist import models
@@ -17,6 +19,29 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex  # noqa: E402
 
 from rsnn_fmnist.tracking import figures  # noqa: E402
+
+
+def test_the_style_of_the_user_is_ignored(tmp_path: Path) -> None:
+    """One that needs LaTeX, and a backend of a notebook that is not installed here."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nlines.linewidth: 9\n")
+    program = """
+import os, torch
+from pathlib import Path
+from rsnn_fmnist.tracking.diagnostics import import_figures
+figures = import_figures("this test")
+import matplotlib
+figure = figures.confusion_matrix(torch.eye(10))
+figures.save(figure, Path("figure.png"))
+figures.pixels(figure)
+assert matplotlib.rcParams["text.usetex"] and os.environ["MPLBACKEND"] == "module://nowhere"
+"""
+    environment = {**ENVIRONMENT, "MPLBACKEND": "module://nowhere", "MATPLOTLIBRC": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    ours = figures.confusion_matrix(torch.eye(10))
+    figures.save(ours, tmp_path / "ours.png")
+    assert (tmp_path / "figure.png").read_bytes() == (tmp_path / "ours.png").read_bytes()
 
 
 def recorded(model: nn.Module, x: Tensor, n: int) -> tuple[Tensor, figures.Sample]:
