@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)  # standard output was closed by its reader
 STOPPING = tuple(s for s in (signal.SIGINT, getattr(signal, "SIGTERM", None)) if s is not None)
@@ -40,6 +43,7 @@ class Interrupt:
         self.signum: int | None = None
         self.shared = False
         self._agreed: int | None = None
+        self._waiting = False
         self._when = 0.0
         self._before: dict[signal.Signals, object] = {}
 
@@ -59,6 +63,8 @@ class Interrupt:
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum, self._when = signum, time.monotonic()
+            if self._waiting:
+                raise InterruptedRunError(signum)
         elif time.monotonic() - self._when >= ECHO:
             self._restore()
             signal.raise_signal(signum)
@@ -72,6 +78,22 @@ class Interrupt:
         signum = self._agreed if self.shared else self.signum
         if signum is not None:
             raise InterruptedRunError(signum)
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; a signal during the wait for one of them raises InterruptedRunError at once.
+
+        With several processes it does not: they stop after the same batch.
+        """
+        iterator = iter(items)
+        while True:
+            self._waiting = not self.shared
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._waiting = False
+            yield item
 
     @contextmanager
     def postponed(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """Signals: the first is remembered, an echo of it is ignored, a later one stops at once."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -22,6 +24,24 @@ def test_an_echo_does_not_count_as_a_second_signal(monkeypatch: pytest.MonkeyPat
         now += interrupt.ECHO
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_signal_ends_the_wait_for_a_batch(shared: bool) -> None:
+    """At once, unless several processes have to stop after the same batch."""
+
+    def batches() -> Iterator[int]:
+        yield 1
+        signal.raise_signal(signal.SIGTERM)  # while the second one is awaited
+        yield 2
+
+    received = []
+    with Interrupt() as interrupt:
+        interrupt.shared = shared
+        with pytest.raises(InterruptedRunError) if not shared else nullcontext():
+            received.extend(interrupt.waiting(batches()))
+        assert interrupt.signum == signal.SIGTERM
+    assert received == ([1, 2] if shared else [1])
 
 
 def test_handlers_are_restored() -> None:

@@ -7,14 +7,18 @@ handed to the model as the view [N, H, W = T] of pictures. Augmentation is left 
 import atexit
 import contextlib
 import signal
+import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Listener
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import RunError, first_line, warn
 from .pictures import Pictures
 
 MEAN, DEVIATION = 0.2860, 0.3530  # of FashionMNIST's training pixels in [0, 1]
@@ -44,8 +48,11 @@ class Loader:
         self.shift = torch.tensor(-mean / deviation, device=device)
         self.count = len(pictures)
         if workers:
+            _check_sockets(workers)
+            self._host = pictures
             self._sampler: list[Tensor] = []
             self._stream = _stream(pictures, self._sampler, workers)
+            self._failed = False
             atexit.register(self.close)
             pictures = pictures.subset(torch.empty(0, dtype=torch.int64))
         self.pictures = Pictures(pictures.columns.to(device), pictures.labels.to(device))
@@ -59,11 +66,14 @@ class Loader:
         torch ends them when nothing refers to them any more, or with SIGTERM when the program
         exits; they block that signal, so the program would wait for them forever.
         """
-        if self.workers:
-            stream: Any = self._stream._iterator  # None: not started
-            if stream is not None:
-                stream._shutdown_workers()
-            atexit.unregister(self.close)
+        if not self.workers:
+            return
+        stream: Any = self._stream._iterator  # None: not started
+        if stream is not None:
+            for worker in stream._workers:
+                worker.kill()  # torch would wait for one that is stopped
+            stream._shutdown_workers()
+        atexit.unregister(self.close)
 
     def selections(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """For each index tensor [N] the indices [N] of that batch in `pictures`, on the device.
@@ -74,14 +84,29 @@ class Loader:
             yield from (batch.to(self.device) for batch in indices)
             return
         self._make_room(max([EVALUATION_BATCH, *map(len, indices)]))
-        self._sampler[:] = [batch.cpu() for batch in indices]  # workers read host memory only
-        with _signals_blocked():
-            stream = iter(self._stream)  # the first call starts the processes
-        for columns, labels in stream:
+        for columns, labels in self._streamed([batch.cpu() for batch in indices]):
             count = len(labels)
             self.pictures.columns[:count] = columns
             self.pictures.labels[:count] = labels
             yield torch.arange(count, device=self.device)
+
+    def _streamed(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches on the host, from the workers; from this process once a worker has died."""
+        done = 0
+        if not self._failed:
+            self._sampler[:] = indices
+            try:
+                with _signals_blocked():
+                    stream = iter(self._stream)  # the first call starts the processes
+                for batch in stream:
+                    yield batch
+                    done += 1
+            except (RuntimeError, OSError, EOFError) as error:
+                self._failed = True
+                self.close()
+                warn(f"{first_line(error)}; without -j from here on")
+        for selection in indices[done:]:
+            yield _Batches(self._host)[selection]
 
     def _make_room(self, count: int) -> None:
         """A buffer for batches of `count`; it stays in place, since a CUDA graph reads from it."""
@@ -154,18 +179,37 @@ def _stream(
     )
 
 
+def _check_sockets(workers: int) -> None:
+    """Raise RunError where workers could not send their batches, which torch waits for forever.
+
+    They do so through sockets in the folder for temporary files, whose path may be too long.
+    """
+    try:
+        Listener().close()
+    except OSError as error:
+        raise RunError(
+            f"-j {workers}: no socket in the folder for temporary files, {tempfile.gettempdir()} "
+            f"({first_line(error)}); set TMPDIR to a folder with a short path, or leave out -j"
+        ) from None
+
+
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Block SIGINT and SIGTERM: for good in processes started inside, here until the end.
 
     Ctrl-C and schedulers signal the whole process group; the main process decides when to stop.
+    torch's handler for SIGCHLD is taken out again: where a worker dies it would raise an error
+    anywhere, as in the midst of a step. Without it the wait for that worker's batch raises it.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     resource_tracker.ensure_running()  # starting it inside would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    of_children = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, of_children)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -73,7 +73,7 @@ def train_epoch(
     batches = batch_indices(order.to(session.device), experiment.batch_size, drop_last=True)
     shares = map(session.world.share, batches[progress.batch :])
     start = time.perf_counter() - progress.train_seconds
-    for selection in session.train.selections(list(shares)):
+    for selection in interrupt.waiting(session.train.selections(list(shares))):
         step(selection)
         progress.batch += 1
         progress.train_seconds = time.perf_counter() - start
@@ -95,7 +95,8 @@ def evaluate(session: Session, evaluation: Evaluation, interrupt: Interrupt) -> 
     loader = evaluation.loader
     start = time.perf_counter()
     order = session.world.share(torch.arange(len(loader), device=session.device))
-    for selection in loader.selections(batch_indices(order, EVALUATION_BATCH, drop_last=False)):
+    batches = batch_indices(order, EVALUATION_BATCH, drop_last=False)
+    for selection in interrupt.waiting(loader.selections(batches)):
         evaluation(selection)
         interrupt.check()
     session.world.complete(evaluation.sums, interrupt)

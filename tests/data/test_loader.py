@@ -2,8 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 from rsnn_fmnist.data.loader import EVALUATION_BATCH, Loader, batch_indices
 from rsnn_fmnist.data.pictures import Pictures
 from rsnn_fmnist.data.splits import epoch_order
+from rsnn_fmnist.errors import RunError
 
 CPU = torch.device("cpu")
 
@@ -134,6 +139,40 @@ def test_workers_give_the_same_batches(workers: int) -> None:
     assert len(multiprocessing.active_children()) == workers
     streaming.close()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", [1, 5])
+def test_a_worker_that_is_killed_costs_no_batch(when: int, capsys: Any) -> None:
+    """In a first pass and, between two passes, before the third."""
+    pictures = random_set(200)
+    resident, streaming = Loader(pictures, CPU), Loader(pictures, CPU, workers=2)
+    handler = signal.getsignal(signal.SIGCHLD)
+    for epoch in range(3):
+        indices = batch_indices(epoch_order(200, 0, epoch), 20, drop_last=False)
+        pairs = zip(streaming.batches(indices), resident.batches(indices), strict=True)
+        for count, ((x, labels), (expected_x, expected_labels)) in enumerate(pairs):
+            assert torch.equal(x, expected_x)
+            assert torch.equal(labels, expected_labels)
+            if epoch == 0 and count == when:
+                multiprocessing.active_children()[0].kill()
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "exited unexpectedly; without -j from here on" in message
+    assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+def test_a_long_path_for_temporary_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers could not open their sockets there, and the first batch would never come."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", None)
+    with pytest.raises(RunError, match=r"-j 2: .*AF_UNIX path too long.* set TMPDIR to a folder"):
+        Loader(random_set(4), CPU, workers=2)
 
 
 @pytest.mark.slow

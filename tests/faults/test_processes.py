@@ -103,6 +103,30 @@ def test_workers_end_with_the_program(tmp_path: Path, flags: str, code: int) -> 
     assert done.returncode == code, done.stderr
 
 
+def workers_of(pid: int) -> list[int]:
+    """The loader's processes of a program."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_stopped_workers_do_not_hold_up_a_stop(tmp_path: Path, undisturbed: Any) -> None:
+    """A batch that never comes: the wait for it ends at the first signal."""
+    with start(tmp_path, f"{EPOCHS} --tb -j 2") as process:
+        wait_for(tmp_path / "run" / "latest.pt")
+        workers = workers_of(process.pid)
+        assert len(workers) >= 2
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        time.sleep(1.0)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, "")
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert cli.main(command(tmp_path, f"{EPOCHS} --tb --quiet --resume auto")) == 0
+    assert same(final(tmp_path), undisturbed)
+
+
 def test_a_burst_of_signals_counts_as_one(tmp_path: Path) -> None:
     with start(tmp_path, ENDLESS) as process:
         wait_for(tmp_path / "run" / "latest.pt")
