@@ -5,14 +5,34 @@ import io
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from ..errors import RunError, first_line
+from ..errors import RunError, first_line, note
 
 TIMEOUT = 20.0  # seconds without a byte
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, and say so on standard error if that takes waiting.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        note(f"waiting for the process that holds {path}; if there is none, delete it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fetch(raw: Path, names: list[str]) -> None:
@@ -30,7 +50,7 @@ def fetch(raw: Path, names: list[str]) -> None:
     try:
         socket.setdefaulttimeout(TIMEOUT)
         raw.mkdir(parents=True, exist_ok=True)
-        with FileLock(raw / "download.lock"), tempfile.TemporaryDirectory(dir=raw) as part, bar:
+        with locked(raw / "download.lock"), tempfile.TemporaryDirectory(dir=raw) as part, bar:
             for archive, md5 in FashionMNIST.resources:
                 if archive.removesuffix(".gz") in names and not (raw / archive).is_file():
                     download_url(FashionMNIST.mirrors[0] + archive, part, archive, md5)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
+from ..data.download import locked
 from ..data.fashion_mnist import FILES, is_file
 from ..data.pictures import SIDE, Pictures, Splits
 from ..errors import RunError, first_line
@@ -30,7 +30,7 @@ def load(root: Path, read: Callable[[], Splits]) -> Splits:
         for kind in ("columns", "labels")
     }
     try:
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             atomic.save(path, content)
     except OSError as error:
         raise RunError(

@@ -7,12 +7,15 @@ No run writes to the directory of another one.
 """
 
 import json
+import os
+import socket
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from .. import config
 from ..config import Experiment, Machine
@@ -64,16 +67,28 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path / LOCK, timeout=0)
+        self._lock: BaseFileLock = FileLock(path / LOCK, timeout=0)
         self._rows: list[Row] = []
         self._behind = False  # metrics.jsonl lacks a row, or ends in a part of one
 
     def __enter__(self) -> "RunDirectory":
+        lock = self.path / LOCK
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "flock not supported")  # told below
+                self._lock.acquire()
+            if isinstance(self._lock, SoftFileLock):
+                warn(
+                    f"{self.path}: no locks on this file system; if this process is killed, other "
+                    f"machines find the run locked until {lock} is deleted"
+                )
+            else:
+                lock.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")  # as SoftFileLock does
         except Timeout:
-            raise RunError(f"{self.path}: another process is writing this run") from None
+            raise RunError(
+                f"{self.path}: another process is writing this run{_holder(lock)}"
+            ) from None
         except OSError as error:
             raise self._unwritable(error) from None
         return self
@@ -138,6 +153,15 @@ class RunDirectory:
 
     def _put(self, name: str, content: bytes) -> None:
         atomic.write(self.path / name, lambda file: file.write(content))
+
+
+def _holder(lock: Path) -> str:
+    """What the lock file says of its holder, and the remedy if that may be gone."""
+    with suppress(OSError, UnicodeDecodeError, ValueError):
+        process, host, *_ = lock.read_text().split()
+        remedy = "" if host == socket.gethostname() else f"; if it has ended, delete {lock}"
+        return f": process {int(process)} on {host}{remedy}"
+    return ""
 
 
 def _line(row: Row) -> str:

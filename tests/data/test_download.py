@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from helpers import fake_set
 from helpers.fake_set import FakeSet
 from helpers.idx_files import archive, md5_of
@@ -232,6 +234,26 @@ def test_a_server_that_does_not_speak_http(tmp_path: Path, monkeypatch: pytest.M
         thread.start()
         refusal(tmp_path)
         thread.join()
+
+
+def test_a_wait_for_another_process_is_said(tmp_path: Path, capsys: Any) -> None:
+    """It may have been killed on another machine, where files are locked by their existence."""
+    held, path = threading.Event(), tmp_path / "download.lock"
+
+    def hold() -> None:
+        with FileLock(path):
+            held.set()
+            while "waiting" not in seen:
+                seen.append(capsys.readouterr().err and "waiting")
+                time.sleep(0.01)
+
+    seen: list[str] = []
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(10)
+    with download.locked(path):
+        other.join()
+    assert seen[-1] == "waiting"
 
 
 @pytest.mark.parametrize("place", ["file", "download.lock"])

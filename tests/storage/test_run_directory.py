@@ -1,6 +1,10 @@
 """A run's directory: its name, its lock, its records."""
 
+import errno
 import json
+import os
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,39 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     ):
         pass
     with RunDirectory(tmp_path):
+        pass
+
+
+def test_who_holds_the_lock_is_named(tmp_path: Path) -> None:
+    """Of a process on another machine it cannot be known whether it still runs."""
+    own = rf"writing this run: process {os.getpid()} on {re.escape(socket.gethostname())}$"
+    with RunDirectory(tmp_path), pytest.raises(RunError, match=own), RunDirectory(tmp_path):
+        pass
+    with FileLock(tmp_path / ".lock"):
+        (tmp_path / ".lock").write_text("77\nanother-host\n")
+        remedy = r": process 77 on another-host; if it has ended, delete .*\.lock$"
+        with pytest.raises(RunError, match=remedy), RunDirectory(tmp_path):
+            pass
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    own = rf"process {os.getpid()} on "
+    with RunDirectory(tmp_path), pytest.raises(RunError, match=own), RunDirectory(tmp_path):
+        pass
+    message = capsys.readouterr().err
+    assert "no locks on this file system" in message
+    assert f"until {tmp_path / '.lock'} is deleted" in message
+    (tmp_path / ".lock").write_text("77\nanother-host\n")  # left by a process that was killed
+    remedy = r": process 77 on another-host; if it has ended, delete .*\.lock$"
+    with pytest.raises(RunError, match=remedy), RunDirectory(tmp_path):
         pass
 
 
