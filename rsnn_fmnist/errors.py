@@ -43,6 +43,11 @@ def with_type(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+def on_terminal() -> bool:
+    """Whether somebody watches standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def warn(message: str) -> None:
     """Print a warning, one line on standard error."""
     note(f"warning: {message}")

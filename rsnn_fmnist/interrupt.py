@@ -6,12 +6,15 @@ main thread only; in another thread (a notebook's, a test's) nothing is installe
 """
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TypeVar
+
+from .errors import note, on_terminal
 
 T = TypeVar("T")
 
@@ -33,6 +36,9 @@ class InterruptedRunError(Exception):
 class Interrupt:
     """Remembers the first signal while entered.
 
+    On a terminal, a signal is acknowledged at once, even while the main thread cannot run its
+    handler, as during the compilation of a kernel.
+
     Attributes:
         signum: the signal; None: none yet.
         shared: several processes train the run and stop after the same batch: a signal counts
@@ -43,6 +49,8 @@ class Interrupt:
         self.signum: int | None = None
         self.shared = False
         self._agreed: int | None = None
+        self._mouth: socket.socket | None = None
+        self._wakeup = -1
         self._waiting = False
         self._when = 0.0
         self._before: dict[signal.Signals, object] = {}
@@ -50,6 +58,8 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._remember) for s in STOPPING}
+            if on_terminal():
+                self._listen()
         return self
 
     def __exit__(
@@ -59,6 +69,20 @@ class Interrupt:
         trace: TracebackType | None,
     ) -> None:
         self._restore()
+
+    def _listen(self) -> None:
+        ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._acknowledge, args=(ear,), daemon=True).start()
+
+    def _acknowledge(self, ear: socket.socket) -> None:
+        """Print a line on the first signal, of which Python writes the number to the socket."""
+        with ear:
+            while number := ear.recv(1):
+                if number[0] in STOPPING:
+                    note("stopping after the present batch; a second signal stops at once")
+                    return
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
@@ -70,6 +94,10 @@ class Interrupt:
             signal.raise_signal(signum)
 
     def _restore(self) -> None:
+        if self._mouth is not None:
+            signal.set_wakeup_fd(self._wakeup)
+            self._mouth.close()
+            self._mouth = None
         for s, handler in self._before.items():
             signal.signal(s, handler)  # type: ignore[arg-type]
 

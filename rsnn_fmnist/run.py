@@ -252,7 +252,7 @@ def summary(experiment: Experiment, rows: list[Row], directory: Path) -> str:
     seconds = sum(row["seconds"] for row in rows)
     lines = [
         f"{experiment.model} classifies {last['test_acc1']:.2f} % of the {pictures} correctly "
-        f"after epoch {last['epoch']} (chance: 10 %), in {clock(seconds)}",
+        f"after epoch {last['epoch']} (chance: 10 %), in {clock(seconds)} of training and testing",
         f"{chosen} % at epoch {best['epoch']}",
         f"records: {directory}",
     ]

@@ -1,6 +1,9 @@
 """Signals: the first is remembered, an echo of it is ignored, a later one stops at once."""
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -42,6 +45,29 @@ def test_a_signal_ends_the_wait_for_a_batch(shared: bool) -> None:
             received.extend(interrupt.waiting(batches()))
         assert interrupt.signum == signal.SIGTERM
     assert received == ([1, 2] if shared else [1])
+
+
+def test_on_a_terminal_a_signal_is_acknowledged_at_once() -> None:
+    """While the main thread is busy outside Python's interpreter, as when LLVM compiles."""
+    program = """
+import hashlib, os, signal, threading
+from rsnn_fmnist.interrupt import Interrupt
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+with Interrupt() as interrupt:
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10_000_000)  # some seconds
+    print("busy no longer", file=__import__("sys").stderr)
+    assert interrupt.signum == signal.SIGINT
+assert signal.set_wakeup_fd(-1) == -1
+"""
+    reader, terminal = os.openpty()
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, stderr=terminal)
+    lines = os.read(reader, 1000).decode().splitlines()
+    os.close(terminal)
+    os.close(reader)
+    assert lines == [
+        "rsnn_fmnist: stopping after the present batch; a second signal stops at once",
+        "busy no longer",
+    ]
 
 
 def test_handlers_are_restored() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import RunError, first_line, note
+from ..errors import RunError, first_line, note, on_terminal
 
 TIMEOUT = 20.0  # seconds without a byte
 
@@ -45,8 +44,8 @@ def fetch(raw: Path, names: list[str]) -> None:
     from torchvision.datasets.utils import download_url
 
     timeout = socket.getdefaulttimeout()
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()  # torchvision always draws a bar
-    bar = contextlib.nullcontext() if on_terminal else contextlib.redirect_stderr(io.StringIO())
+    # torchvision always draws a bar
+    bar = contextlib.nullcontext() if on_terminal() else contextlib.redirect_stderr(io.StringIO())
     try:
         socket.setdefaulttimeout(TIMEOUT)
         raw.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,7 @@ def test_a_model_that_fails_does_not_stop_the_others(
     flags = "--models-file mine.py --dataset synthetic -b 64 --epochs 2".split()
     code, out, _ = run(tmp_path, program, "sweep.sh", "mine plain feedback", "3", *flags)
     assert code == 1
-    assert "the model mine cannot be built: not today" in out
+    assert "the model mine cannot be built: ValueError: not today" in out
     assert "2 finished, 1 failed, 0 left" in out
     for model in ("plain", "feedback"):
         assert rows(tmp_path / "runs" / f"{model}_synthetic_e2_b64_seed3") == [0, 1]

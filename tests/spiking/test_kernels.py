@@ -7,13 +7,17 @@ compared in float64.
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import llvmlite
+import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -464,14 +468,29 @@ def test_training_is_the_same_in_float64(name: str) -> None:
     assert losses["torch"][0] > losses["torch"][-1] > 0
 
 
-def test_where_numba_finds_no_directory_for_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_numba_finds_no_directory_for_its_cache(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     def without_a_cache(loop: Any, *, cache: bool = False, **_: Any) -> Any:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return loop
 
     monkeypatch.setattr(openmp, "njit", without_a_cache)
+    openmp._say_uncached.cache_clear()
     assert openmp.compiled(len) is len
+    assert openmp.compiled(max) is max
+    assert capsys.readouterr().err.count("set NUMBA_CACHE_DIR to a folder") == 1
+
+
+def test_without_a_home_no_folder_named_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert type(openmp.compiled(lambda x: x)._cache).__name__ == "NullCache"
 
 
 def test_kernels_run_when_the_disk_is_full(tmp_path: Path) -> None:
@@ -482,7 +501,11 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 IF()(torch.ones(3, 2)).sum().item() == 6 or exit("wrong")
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, check=True, timeout=120, env=environment, capture_output=True, text=True
+    )
+    assert done.stderr.count("set NUMBA_CACHE_DIR to a folder that can be written") == 1
     assert not any(path.stat().st_size for path in tmp_path.rglob("*.nb?"))
 
 
@@ -555,10 +578,72 @@ def test_a_damaged_or_outdated_cache_is_compiled_anew(tmp_path: Path, content: b
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
 
 
-def test_a_cache_is_outdated_when_a_file_of_the_kernels_changes() -> None:
+def test_the_cache_is_stamped_with_all_that_the_code_is_made_of() -> None:
     assert functions.loops.neuron._cache._cache_file._source_stamp[1] == openmp.DIGEST
-    names = {path.name for path in openmp.SOURCES}
-    assert {"chain.py", "loops.py", "openmp.py", "products.py"} <= names
+    kernels = Path(backend.__file__).parent / "kernels"
+    assert set(openmp.SOURCES) == set(kernels.rglob("*.py"))
+    assert (numba.__version__, llvmlite.__version__, torch.__version__) == openmp.VERSIONS
+
+
+@pytest.mark.slow
+def test_an_edit_to_what_is_compiled_into_another_file_counts(tmp_path: Path) -> None:
+    """The compiled step, in chain.py, contains the surrogates' slopes of loops.py."""
+    package = Path(backend.__file__).parents[1]
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    program = """
+import torch
+from rsnn_fmnist.data.loader import Loader
+from rsnn_fmnist.data.pictures import Pictures
+from rsnn_fmnist.metrics import Sums
+from rsnn_fmnist.models import build
+from rsnn_fmnist.training.compiled_step import CompiledGradients
+torch.manual_seed(0)
+model, cpu = build("plain"), torch.device("cpu")
+columns = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
+loader = Loader(Pictures(columns, torch.arange(32) % 10), cpu)
+CompiledGradients(model, loader, Sums(cpu))(torch.arange(32))
+print(model.fc1.weight.grad.abs().sum().item())
+"""
+    cache = str(tmp_path / "cache")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+
+    def gradient() -> float:
+        options: dict[str, Any] = {"cwd": tmp_path, "env": environment, "timeout": 300}
+        command = [sys.executable, "-c", program]  # imports the copy, in its working directory
+        done = subprocess.run(command, check=True, capture_output=True, text=True, **options)
+        return float(done.stdout)
+
+    assert gradient() > 0
+    loops = tmp_path / package.name / "spiking" / "kernels" / "cpu" / "loops.py"
+    source = loops.read_text()
+    assert source.count("slope[j] = half /") == 1
+    loops.write_text(source.replace("slope[j] = half /", "slope[j] = real(0) * half /"))
+    assert gradient() == 0
+
+
+def test_what_is_compiled_is_said_once_on_a_terminal(tmp_path: Path) -> None:
+    program = """
+import torch
+from rsnn_fmnist.spiking import IF, SynapseFilter
+SynapseFilter()(IF()(torch.ones(3, 2)))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for expected in (1, 0):
+        reader, terminal = os.openpty()
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            timeout=120,
+            env=environment,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        text = b""
+        with suppress(OSError):  # at the end
+            while chunk := os.read(reader, 1000):
+                text += chunk
+        os.close(reader)
+        assert text.decode().count("compiling the CPU kernels") == text.count(b"\n") == expected
 
 
 def test_numba_that_does_not_work() -> None:

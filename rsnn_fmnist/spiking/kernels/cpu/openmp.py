@@ -25,23 +25,31 @@ llvmlite 0.50.0.
 """
 
 import ctypes
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache as cache_once
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
+import llvmlite
 import llvmlite.binding
+import numba
 import torch
 from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from ....errors import note, on_terminal, warn
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-SOURCES = sorted(Path(__file__).parent.glob("*.py"))
-DIGEST = sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()  # see `compiled`
+# What the code in the cache is made of; see `compiled`.
+SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
+VERSIONS = (numba.__version__, llvmlite.__version__, torch.__version__)
+DIGEST = sha256(repr(VERSIONS).encode() + b"".join(p.read_bytes() for p in SOURCES)).hexdigest()
 PREFIX = "rsnn_fmnist_"  # of the symbols through which code cached on disk finds OpenMP
 
 
@@ -49,31 +57,58 @@ def compiled(loop: F) -> F:
     """Compile `loop` when it is first called; cached on disk, so later runs do not compile.
 
     The code in the cache contains that of the functions which `loop` calls, so it is outdated when
-    any file of this folder changes.
+    any file of the kernels changes.
     """
     options = {"error_model": "numpy", "nogil": True}
     try:
+        _check_home()
         dispatcher = njit(loop, cache=True, **options)
-    except RuntimeError:  # numba found no directory that it may write to
+    except RuntimeError:  # there is no folder that numba may write to
+        _say_uncached()
         return njit(loop, **options)
     cache = dispatcher._cache
     save, load = cache.save_overload, cache.load_overload
     cache._cache_file._source_stamp = (cache._cache_file._source_stamp, DIGEST)
 
     def save_if_possible(*arguments: Any) -> None:
-        with suppress(Exception):  # such as a full disk
+        try:
             save(*arguments)
+        except Exception:  # such as a full disk
+            _say_uncached()
 
     def load_if_possible(*arguments: Any) -> Any:
+        found = None
         try:
-            return load(*arguments)
+            found = load(*arguments)
         except Exception:  # a damaged file can raise anything
             with suppress(OSError):
                 cache.flush()
-            return None
+        if found is None:
+            _say_compiling()
+        return found
 
     cache.save_overload, cache.load_overload = save_if_possible, load_if_possible
     return dispatcher
+
+
+def _check_home() -> None:
+    """Raise RuntimeError where numba would make a folder named `~` for its cache."""
+    if not (os.access(Path(__file__).parent, os.W_OK) or os.environ.get("NUMBA_CACHE_DIR")):
+        Path.home()
+
+
+@cache_once
+def _say_compiling() -> None:
+    if on_terminal():
+        note("compiling the CPU kernels: up to a minute, once for this version and processor")
+
+
+@cache_once
+def _say_uncached() -> None:
+    warn(
+        "the compiled CPU kernels cannot be kept, so that every run compiles them: set "
+        "NUMBA_CACHE_DIR to a folder that can be written"
+    )
 
 
 def reassociated(loop: F) -> F:
