@@ -1,38 +1,47 @@
-"""What all commands share: the parser, closest matches, errors in one line, exit codes.
+"""What all commands share: the parser, paths, closest matches, errors in one line, exit codes.
 
 The only reader of sys.argv. The flags themselves belong to each command.
 """
 
 import argparse
+import codecs
 import difflib
+import io
 import os
 import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from . import __version__
 from .errors import RunError, UsageError, with_type
-from .interrupt import BROKEN_PIPE, InterruptedRunError
+from .interrupt import BROKEN_PIPE, InterruptedRunError, install
 
 PATIENCE = 10.0  # seconds that a process waits for another one to print the error of both
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # its environment variables, of each process
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes
 
 
 def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     """Call `command` with the arguments (None: sys.argv) and return its exit code.
 
-    An error becomes one line on standard error and its exit code.
+    An error becomes one line on standard error and its exit code. Works in any thread; signal
+    handlers and streams are afterwards what they were.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = install({signal.SIGTERM: _stop})
     try:
-        return _exit_code(command, arguments)
+        with _printable():
+            return _exit_code(command, arguments)
     finally:  # raised while the interpreter exits, SystemExit would only print a traceback
-        signal.signal(signal.SIGTERM, before)
+        install(before)
 
 
 def _exit_code(command: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -52,6 +61,65 @@ def _exit_code(command: Callable[[list[str]], int], arguments: list[str]) -> int
         return 128 + BROKEN_PIPE
     except Exception as error:  # a defect, here or in a user's model
         return _report(RunError(f"{with_type(error)} (--debug shows where)"), 1, arguments)
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    """Standard output and standard error take every character, whatever their encoding."""
+    codecs.register_error("rsnn_fmnist.printable", _print_otherwise)
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="rsnn_fmnist.printable")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(OSError, ValueError):  # the disk below it is full, or it is closed
+                stream.reconfigure(errors=errors)
+
+
+def _print_otherwise(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Print a byte of a file name that is no character as it is, any other character escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    character, after = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":  # as Python decodes such bytes
+        return bytes([ord(character) - 0xDC00]), after
+    return character.encode("ascii", "backslashreplace").decode(), after
+
+
+def user_path(text: str, source: str) -> str:
+    """A path as a user means it: with `~` or `~user` at its start expanded.
+
+    A shell expands them too, but not in --flag=~/x, in quotes or in a TOML file.
+
+    Args:
+        source: what the error message names, such as the flag.
+    Raises:
+        UsageError: there is no such home folder, or no file can have this path.
+    """
+    problem = path_problem(text)
+    if not problem and text.startswith("~"):
+        try:
+            return str(Path(text).expanduser())
+        except RuntimeError:
+            problem = "no such home folder; a file whose name begins with ~ is written ./~"
+    if problem:
+        raise UsageError(f"{source} {text!r:.60}: {problem}")
+    return text
+
+
+def path_problem(path: str) -> str:
+    """Why no file can have this path; "" where one can."""
+    try:
+        parts = [os.fsencode(part) for part in Path(path).parts]
+    except UnicodeEncodeError:
+        return "has a character that file names cannot have here"
+    if b"\0" in b"".join(parts):
+        return "has a NUL character"
+    if max(map(len, parts), default=0) > LONGEST_NAME or sum(map(len, parts)) > LONGEST_PATH:
+        return f"too long; file systems allow names of {LONGEST_NAME} bytes"
+    return ""
 
 
 def closest(word: str, words: Iterable[str]) -> str:
@@ -75,6 +143,12 @@ class Parser(argparse.ArgumentParser):
         """Add the flags that every command has."""
         self.add_argument("--debug", action="store_true", help="print a traceback with an error")
         self.add_argument("--version", action="version", version=f"rsnn_fmnist {__version__}")
+
+    def add_path(self, name: str, metavar: str, **settings: Any) -> None:
+        """Add a flag, or an argument, whose value is a path; see `user_path`."""
+        source = name if name.startswith("-") else metavar
+        kind = partial(user_path, source=source)
+        self.add_argument(name, metavar=metavar, type=kind, **settings)
 
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
         """As parse_intermixed_args; an unknown flag is refused with the closest match."""
@@ -102,7 +176,7 @@ def _stop(signum: int, _: FrameType | None) -> NoReturn:
 
 def _report(error: RunError, code: int, arguments: list[str]) -> int:
     if error.alike and _prints_elsewhere():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+        install({signal.SIGTERM: lambda *_: sys.exit(code)})
         time.sleep(PATIENCE)  # torchrun ends all processes when one has ended
         return code
     if "--debug" in arguments:
@@ -115,5 +189,5 @@ def _report(error: RunError, code: int, arguments: list[str]) -> int:
 
 def _prints_elsewhere() -> bool:
     """Whether torchrun has started another process on this machine that prints the same error."""
-    local_rank = os.environ.get("LOCAL_RANK", "")
-    return local_rank.isdecimal() and int(local_rank) > 0
+    started = all(os.environ.get(name, "").isdecimal() for name in TORCHRUN)
+    return started and int(os.environ["LOCAL_RANK"]) > 0

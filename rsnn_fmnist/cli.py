@@ -6,11 +6,12 @@ config.py declares the flags; arguments.py has what all commands share.
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import config
-from .arguments import Parser, run_command
+from .arguments import Parser, run_command, user_path
 from .config import FIELDS, Experiment, Machine, Value
 
 DESCRIPTION = (
@@ -34,9 +35,11 @@ def _train(arguments: list[str]) -> int:
 
         print(information(config.from_settings(Machine, {**file, **flags})))
         return 0
+    from .device import process_as_found
     from .run import run
 
-    return run(flags, file)
+    with process_as_found():
+        return run(flags, file)
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
@@ -71,7 +74,12 @@ def build_parser() -> Parser:
     for cls, group in ((Experiment, experiment), (Machine, machine)):
         for field in dataclasses.fields(cls):
             _add_flag(group, field)
-    machine.add_argument("--config", metavar="FILE.toml", help="settings; flags override them")
+    machine.add_argument(
+        "--config",
+        metavar="FILE.toml",
+        type=partial(user_path, source="--config"),
+        help="settings; flags override them",
+    )
     machine.add_argument(
         "--info", action="store_true", help="print versions, devices and backends and exit"
     )

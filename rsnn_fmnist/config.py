@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .arguments import closest
+from .arguments import closest, user_path
 from .errors import UsageError, first_line
 
 Value = str | int | float | bool | None
@@ -34,6 +34,8 @@ class Rule:
 
 POSITIVE_INT = Rule(lambda v: v >= 1, "at least 1")
 COUNT = Rule(lambda v: v >= 0, "0 or more")
+THREADS = Rule(lambda v: 1 <= v <= 1024, "from 1 to 1024")
+WORKERS = Rule(lambda v: 0 <= v <= 256, "from 0 to 256")
 SEED = Rule(lambda v: 0 <= v < 2**63, "from 0 to 2^63 - 1")
 POSITIVE = Rule(lambda v: v > 0, "above 0")
 NON_NEGATIVE = Rule(lambda v: v >= 0, "0 or more")
@@ -51,6 +53,7 @@ def setting(
     short: str = "",
     bare: int | None = None,
     metavar: str | None = None,
+    path: bool = False,
 ) -> Any:
     """A dataclass field with its command line and its checks.
 
@@ -62,6 +65,7 @@ def setting(
         short: short form of an experiment setting in a run's name.
         bare: value of the flag when it is given without one.
         metavar: placeholder in --help.
+        path: the value is a path, in which `~` is expanded.
     """
     extras = {
         "help": help,
@@ -71,6 +75,7 @@ def setting(
         "short": short,
         "bare": bare,
         "metavar": metavar,
+        "path": path,
     }
     return field(default=default, metadata=extras)
 
@@ -165,23 +170,22 @@ class Machine:
         "implementation of the spiking layers; auto: the fastest on the device",
         choices=("auto", "torch", "numba", "cupy"),
     )
-    threads: int = setting(
-        1, "CPU threads; more than one pays only on idle cores", rule=POSITIVE_INT
-    )
+    threads: int = setting(1, "CPU threads; more than one pays only on idle cores", rule=THREADS)
     workers: int = setting(
         0,
         "processes that load the pictures; 0: the whole set stays on the device",
-        rule=COUNT,
+        rule=WORKERS,
         flags=("-j",),
     )
     data_path: str = setting(
         "",
         "folder that holds FashionMNIST/raw (default: $RSNN_FMNIST_DATA, else data)",
         metavar="DIR",
+        path=True,
     )
     download: bool = setting(True, "download missing pictures")
     cache_dataset: bool = setting(False, "keep the decoded pictures in a file next to raw/")
-    output_dir: str = setting("runs", "folder for run directories", metavar="DIR")
+    output_dir: str = setting("runs", "folder for run directories", metavar="DIR", path=True)
     run_name: str = setting(
         "", "name of the run directory (default: derived from the settings)", metavar="NAME"
     )
@@ -189,6 +193,7 @@ class Machine:
         "",
         "resume a run directory or a checkpoint; auto: the settings' run, or a new one",
         metavar="auto|PATH",
+        path=True,
     )
     checkpoint_every: float = setting(
         30.0, "time between checkpoints; 0: after every batch", rule=NON_NEGATIVE, metavar="SECONDS"
@@ -207,7 +212,9 @@ class Machine:
     )
     test_only: bool = setting(False, "evaluate the checkpoint of --resume and exit")
     prepare_only: bool = setting(False, "check the settings, download the pictures and exit")
-    models_file: str = setting("", "Python file that registers more models", metavar="FILE.py")
+    models_file: str = setting(
+        "", "Python file that registers more models", metavar="FILE.py", path=True
+    )
     quiet: bool = setting(False, "print the summary and warnings only")
 
     def wants_events(self) -> bool:
@@ -215,8 +222,13 @@ class Machine:
         return self.tb or self.tb_pictures is not None
 
     def data_root(self) -> Path:
-        """The torchvision root that holds FashionMNIST/raw."""
-        return Path(self.data_path or os.environ.get("RSNN_FMNIST_DATA") or "data")
+        """The torchvision root that holds FashionMNIST/raw.
+
+        Raises:
+            UsageError: RSNN_FMNIST_DATA is no path.
+        """
+        variable = "RSNN_FMNIST_DATA"
+        return Path(self.data_path or user_path(os.environ.get(variable, ""), variable) or "data")
 
 
 C = TypeVar("C", Experiment, Machine)
@@ -282,7 +294,7 @@ def check(name: str, value: Value, source: str) -> Value:
         raise UsageError(f"{source} {value}: must be finite")
     if extras["rule"] and not extras["rule"].holds(value):
         raise UsageError(f"{source} {value}: must be {extras['rule'].words}")
-    return value
+    return user_path(value, source) if extras["path"] and isinstance(value, str) else value
 
 
 def read_toml(path: Path) -> dict[str, Value]:
@@ -292,7 +304,7 @@ def read_toml(path: Path) -> dict[str, Value]:
         UsageError: no such file, invalid TOML, an unknown key or a bad value.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows adds a mark
     except FileNotFoundError:
         raise UsageError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -2,15 +2,21 @@
 
 import os
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from . import random_state
 from .config import Machine
 from .errors import RunError, UsageError, first_line, warn
 from .spiking import BackendUnavailableError
 from .spiking.backend import lacking, resolve
 from .world import World
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic with a fixed one only
 
 
 def choose_device(name: str) -> torch.device:
@@ -79,12 +85,34 @@ def choose_backend(name: str, device: torch.device) -> str:
 
 
 def configure(machine: Machine) -> None:
-    """Set threads and determinism for the whole process."""
+    """Set threads and determinism for the whole process; `process_as_found` undoes it."""
     torch.set_num_threads(machine.threads)
     if machine.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+        os.environ.setdefault(WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def process_as_found() -> Iterator[None]:
+    """Restore, for a program that calls `main`, what a command changes in its process.
+
+    These are torch's threads and determinism, the random states, and the folders of imports.
+    """
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace, folders = WORKSPACE in os.environ, list(sys.path)
+    try:
+        with random_state.unchanged(torch.device("cpu")):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if not workspace:
+            os.environ.pop(WORKSPACE, None)
+        sys.path[:] = folders
 
 
 def available_cores() -> int:

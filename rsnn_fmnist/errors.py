@@ -55,5 +55,5 @@ def warn(message: str) -> None:
 
 def note(message: str) -> None:
     """Print one line on standard error."""
-    with contextlib.suppress(OSError):  # standard error may be a file on a full disk
+    with contextlib.suppress(OSError, UnicodeError):  # it may be a file on a full disk
         print(f"rsnn_fmnist: {message}", file=sys.stderr, flush=True)

@@ -9,10 +9,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import note, on_terminal
 
@@ -23,6 +23,8 @@ STOPPING = tuple(s for s in (signal.SIGINT, getattr(signal, "SIGTERM", None)) if
 REASONS = (*STOPPING, BROKEN_PIPE)  # to stop a run
 ECHO = 1.0  # seconds after the first signal in which another one counts as the same
 
+Handlers = dict[int, Callable[[int, FrameType | None], Any] | int]
+
 
 class InterruptedRunError(Exception):
     """A signal stopped the run; where there was something to save, it is saved by now."""
@@ -31,6 +33,20 @@ class InterruptedRunError(Exception):
         super().__init__(signal.Signals(signum).name if signum != BROKEN_PIPE else "SIGPIPE")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def install(handlers: Handlers) -> Handlers:
+    """Install signal handlers; return those that they replace, to be installed again later.
+
+    In another thread than the main one nothing is installed, nor in place of a handler that is not
+    Python's and could not be restored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {s: handler for s in handlers if (handler := signal.getsignal(s)) is not None}
+    for s in before:
+        signal.signal(s, handlers[s])
+    return before
 
 
 class Interrupt:
@@ -53,13 +69,12 @@ class Interrupt:
         self._wakeup = -1
         self._waiting = False
         self._when = 0.0
-        self._before: dict[signal.Signals, object] = {}
+        self._before: Handlers = {}
 
     def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._remember) for s in STOPPING}
-            if on_terminal():
-                self._listen()
+        self._before = install(dict.fromkeys(STOPPING, self._remember))
+        if self._before and on_terminal():
+            self._listen()
         return self
 
     def __exit__(
@@ -94,12 +109,11 @@ class Interrupt:
             signal.raise_signal(signum)
 
     def _restore(self) -> None:
+        install(self._before)
         if self._mouth is not None:
             signal.set_wakeup_fd(self._wakeup)
             self._mouth.close()
             self._mouth = None
-        for s, handler in self._before.items():
-            signal.signal(s, handler)  # type: ignore[arg-type]
 
     def check(self) -> None:
         """Raise InterruptedRunError where a signal has been received."""

@@ -219,15 +219,19 @@ def _execute(path: Path, content: bytes) -> None:
     exec(compile(content, str(path), "exec"), vars(module))  # not its .pyc, which may be outdated
 
 
+ABBREVIATIONS = {"fb": "feedback", "ss": "stateful-synapse"}  # of the tutorial's second edition
+
+
 def check_registered(name: str) -> None:
     """Raise UsageError for no model, or one that is not registered."""
     names = ", ".join(MODELS)
     if not name:
         raise UsageError(f"--model is required: {names}")
     if name not in MODELS:
+        near = closest(ABBREVIATIONS.get(name, name), MODELS)
         raise UsageError(
             f"--model {name}: not registered (a model of your own takes --models-file); "
-            f"registered: {names}{closest(name, MODELS)}"
+            f"registered: {names}{near}"
         )
 
 

@@ -26,6 +26,7 @@ from .storage.resume import (
     finished,
     import_kept_models,
     locked_start,
+    nearest,
 )
 from .storage.run_directory import RunDirectory, Saver, locate
 from .tracking.console import Console, clock
@@ -204,6 +205,8 @@ def train(
         )
         progress = world.on_all(lambda: starting_progress(session, content, directory))
         where = f", from epoch {progress.epoch}, batch {progress.batch}" if content else ""
+        if not content and machine.resume == "auto" and (near := nearest(experiment, directory)):
+            where = f", new: {near}"
         console.info(f"run      {directory}{where}")
         events, diagnostics = None, None
         world.on_first(lambda: records.write_records(experiment, facts, progress.rows))

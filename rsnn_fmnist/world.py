@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import random_state
+from .arguments import TORCHRUN
 from .errors import RunError, first_line
 from .interrupt import Interrupt
 from .metrics import Sums
 
 TIMEOUT = timedelta(minutes=5)  # how long a process waits for another one that is alive but busy
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # of torchrun
 
 T = TypeVar("T")
 
@@ -48,9 +48,24 @@ class World:
 
     @classmethod
     def of_environment(cls) -> "World":
-        """From torchrun's environment variables; one process without them."""
-        values = [os.environ.get(name, "") for name in VARIABLES]
-        return cls(*map(int, values)) if all(map(str.isdecimal, values)) else cls()
+        """From torchrun's environment variables; one process without them.
+
+        Raises:
+            RunError: one is missing, no number, or too large for the number of processes.
+        """
+        values = [os.environ.get(name, "") for name in TORCHRUN]
+        if not any(values):
+            return cls()
+        if all(map(str.isdecimal, values)):
+            world = cls(*map(int, values))
+            if max(world.rank, world.local_rank) < world.size:
+                return world
+        named = zip(TORCHRUN, values, strict=True)
+        shown = ", ".join(f"{name}={value}" if value else f"no {name}" for name, value in named)
+        raise RunError(
+            f"the environment has {shown}, which is no process of a run: start several processes "
+            "with torchrun, or unset these variables"
+        )
 
     @property
     def first(self) -> bool:

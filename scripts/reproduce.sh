@@ -23,7 +23,7 @@ set -euo pipefail
 
 case ${1-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;; esac
 
-scripts=$(cd "$(dirname "$0")" && pwd)
+scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 PYTHON=${PYTHON:-python}
 MODELS='plain feedback stateful-synapse'
 SEEDS=${SEEDS:-2020 2021 2022 2023 2024}
@@ -97,8 +97,9 @@ copy_weights() { # FLAG...: of the default settings with the first seed
   local model seed said run
   read -r seed _ <<<"${SEEDS//,/ }"
   for model in $MODELS; do
-    said=$("$PYTHON" -m rsnn_fmnist --model "$model" --seed "$seed" --output-dir "$RUNS" "$@" --prepare-only)
-    run=$(sed -n 's/^run  *//p' <<<"$said") # the program names its directory
+    # UTF-8 both ways gives the directory that the program names byte by byte
+    said=$(PYTHONUTF8=1 PYTHONIOENCODING=utf-8 "$PYTHON" -m rsnn_fmnist --model "$model" --seed "$seed" --output-dir "$RUNS" "$@" --prepare-only)
+    run=$(sed -n 's/^run  *//p' <<<"$said")
     if [ -f "$run/latest.pt" ]; then cp "$run/latest.pt" "$RECORDS/${run##*/}"; fi
   done
 }

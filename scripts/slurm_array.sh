@@ -14,13 +14,13 @@
 #SBATCH --job-name=rsnn_fmnist
 # One task for each run, from 0: 3 models x 3 seeds are 0-8. `0-8%4` runs four at a time.
 #SBATCH --array=0-8
-# The resources of a task. To train on CPUs, delete the gpus line.
-#SBATCH --gpus=1
+# The resources of a task: one core. For a GPU, delete the first # of the next line.
+##SBATCH --gpus=1
 #SBATCH --cpus-per-task=1
 #SBATCH --mem=4G
 # Minutes until a task is requeued; short tasks start sooner. 120 s before the limit, Slurm sends
 # USR1 to this script (B: to it alone), which has the run saved and requeues its task.
-#SBATCH --time=60
+#SBATCH --time=15
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 # One log for each task; a requeued run appends to it.
@@ -46,8 +46,10 @@ shift 2
 
 # Which run this task is: the models of the first seed, then those of the second, ...
 task=${SLURM_ARRAY_TASK_ID:?is not set: submit this script with sbatch}
-[ $((task / ${#models[@]})) -lt ${#seeds[@]} ] ||
-  refuse "task $task: ${#models[@]} models x ${#seeds[@]} seeds take --array=0-$((${#models[@]} * ${#seeds[@]} - 1))"
+if [ $((task / ${#models[@]})) -ge ${#seeds[@]} ]; then
+  echo "slurm_array.sh: task $task: no run is left for it; ${#models[@]} models x ${#seeds[@]} seeds take --array=0-$((${#models[@]} * ${#seeds[@]} - 1))"
+  exit 0
+fi
 model=${models[task % ${#models[@]}]}
 seed=${seeds[task / ${#models[@]}]}
 

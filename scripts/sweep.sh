@@ -91,7 +91,8 @@ prepare() { # FLAG...: download the pictures once, and set the logs' folder
     [ "$seed" = "${queue[0]##* }" ] || break # one job for each model is enough
     compose "$model" "$seed" "$@"
     status=0
-    said=$("${command[@]}" --prepare-only) || status=$?
+    # UTF-8 both ways gives the folder that the program names byte by byte
+    said=$(PYTHONUTF8=1 PYTHONIOENCODING=utf-8 "${command[@]}" --prepare-only) || status=$?
     [ "$status" -lt 128 ] || exit "$status"
     [ "$status" -ne 0 ] || break # a model that fails here will fail alone, in the queue
   done

@@ -10,4 +10,4 @@
 set -euo pipefail
 
 case ${1-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;; esac
-exec "$(dirname "$0")/sweep.sh" "plain feedback stateful-synapse" - "$@"
+exec "$(dirname -- "$0")/sweep.sh" "plain feedback stateful-synapse" - "$@"

@@ -1,9 +1,11 @@
-"""What all commands share: closest matches, errors in one line, exit codes."""
+"""What all commands share: closest matches, paths, output, errors in one line, exit codes."""
 
 import importlib
+import io
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from helpers.program import ENVIRONMENT
 from helpers.runs import refused
 
 from rsnn_fmnist import cli
-from rsnn_fmnist.arguments import Parser, closest, run_command
+from rsnn_fmnist.arguments import TORCHRUN, Parser, closest, run_command, user_path
 from rsnn_fmnist.errors import DivergedError, RunError, UsageError
 from rsnn_fmnist.interrupt import InterruptedRunError
 
@@ -70,10 +72,71 @@ def test_of_several_processes_one_prints_the_error_of_all(
         raise UsageError("of all")
 
     monkeypatch.setattr("rsnn_fmnist.arguments.PATIENCE", 0.0)
-    for local_rank, printed in (("0", True), ("1", False)):
-        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # left behind: torchrun has not started this process
+    for rank, printed in (("", True), ("0", True), ("1", False)):
+        for name in TORCHRUN if rank else ():
+            monkeypatch.setenv(name, rank)
         assert run_command(command, []) == 2
         assert ("of all" in capsys.readouterr().err) == printed
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("ascii", rb"\xe9 \xb1"), ("latin-1", b"\xe9 \xb1"), ("utf-8", "é ±")]
+)
+def test_every_character_is_printed(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, printed: bytes | str
+) -> None:
+    """Escaped where the encoding lacks it; a byte of a file name that is no character stays."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+
+    def command(_: list[str]) -> int:
+        print("é ± \udce9")
+        raise RunError("é ± \udce9")
+
+    assert run_command(command, []) == 1
+    expected = (printed if isinstance(printed, bytes) else printed.encode()) + b" \xe9\n"
+    for start, stream in zip((b"", b"rsnn_fmnist: error: "), streams, strict=True):
+        assert stream.errors == "strict"
+        stream.flush()
+        assert stream.buffer.getvalue() == start + expected  # type: ignore[attr-defined]
+
+
+def test_in_another_thread(here: Path, capsys: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_command, lambda _: 0, []).result() == 0
+        assert pool.submit(cli.main, ["--model", "plane"]).result() == 2
+    assert "did you mean plain?" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_users_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of mine")
+    for text, path in {
+        "~/x": "/home/of mine/x",
+        "~": "/home/of mine",
+        "./~": "./~",
+        "a/~/b": "a/~/b",
+        "": "",
+        "a//b/": "a//b/",
+        "n" * 255: "n" * 255,
+    }.items():
+        assert user_path(text, "--out") == path
+    for text, words in {
+        "~nobody-of-this-name/x": "--out '~nobody-of-this-name/x': no such home folder",
+        "a\0b": r"--out 'a\\x00b': has a NUL character",
+        "~\0b": "has a NUL character",
+        "a/" + "é" * 128: "too long; file systems allow names of 255 bytes",
+        "a/" * 4096: "too long",
+        "a\ud800b": "has a character that file names cannot have here",
+    }.items():
+        with pytest.raises(UsageError, match=words) as caught:
+            user_path(text, "--out")
+        assert len(str(caught.value)) < 200
 
 
 def test_debug_shows_a_traceback(here: Path, capsys: Any) -> None:

@@ -1,11 +1,13 @@
 """python -m rsnn_fmnist: --help, --version and --info."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rsnn_fmnist import cli, config
+from rsnn_fmnist.errors import UsageError
 
 
 def test_info_and_version_and_help(capsys: Any) -> None:
@@ -22,6 +24,16 @@ def test_info_and_version_and_help(capsys: Any) -> None:
             cli.main([flag])
         assert caught.value.code == 0
         assert words in capsys.readouterr().out
+
+
+def test_the_home_folder_in_the_path_of_a_config(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    (here / "mine.toml").write_text("epochs = 0")
+    with pytest.raises(UsageError, match="no such home folder"):
+        cli.parse(["--config=~nobody-here/mine.toml"])
+    assert cli.parse(["--config=~/mine.toml"]) == {"config": str(here / "mine.toml")}
 
 
 def test_help_lists_every_flag(capsys: Any) -> None:

@@ -35,6 +35,8 @@ from rsnn_fmnist.errors import UsageError
         ("--seed -1", "--seed -1"),
         ("-j -1", "--workers -1"),
         ("--threads 0", "--threads 0"),
+        ("--threads 100000", "--threads 100000: must be from 1 to 1024"),
+        ("-j 100000", "--workers 100000: must be from 0 to 256"),
         ("--checkpoint-every -1", "--checkpoint-every -1"),
         ("--opt rmsprop", "--opt rmsprop: choose one of sgd, adam"),
         ("--lrs cosine", "--lrs cosine: choose one of cosa, step, none"),
@@ -44,6 +46,9 @@ from rsnn_fmnist.errors import UsageError
         ("--surrogate atam", "did you mean atan?"),
         ("--dataset mnist", "--dataset mnist: choose one of fashion-mnist, synthetic"),
         ("--modle plain", "unknown argument --modle; did you mean --model?"),
+        ("-model fb", "unknown argument -model; did you mean --model?"),
+        ("-data-dir x", "unknown argument -data-dir; did you mean --data-path?"),
+        ("-out-dir x", "unknown argument -out-dir; did you mean --output-dir?"),
         ("--epoch 3", "unknown argument --epoch; did you mean --epochs?"),
         ("plain", "unknown argument plain"),
         ("--model", "expected one argument"),
@@ -153,6 +158,34 @@ def test_toml_that_cannot_be_read(tmp_path: Path) -> None:
         config.read_toml(tmp_path)
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """As Windows' editors write it."""
+    (tmp_path / "marked.toml").write_text("epochs = 3\n", encoding="utf-8-sig")
+    assert config.read_toml(tmp_path / "marked.toml") == {"epochs": 3}
+
+
+PATHS = [name for name, field in config.FIELDS.items() if field.metadata["path"]]
+
+
+def test_a_setting_whose_value_is_a_path_is_declared_as_one() -> None:
+    places = ("DIR", "PATH", "FILE.py")
+    named = [n for n, f in config.FIELDS.items() if str(f.metadata["metavar"]).endswith(places)]
+    assert named == PATHS == ["data_path", "output_dir", "resume", "models_file"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_home_folder_in_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home")
+    assert cli.parse([f"{config.flag(name)}=~/x"]) == {name: "/home/x"}
+    assert config.read_toml(write(tmp_path, f'{name} = "~/x"')) == {name: "/home/x"}
+    with pytest.raises(UsageError, match=f"{config.flag(name)} '~nobody-here': no such home"):
+        cli.parse([f"{config.flag(name)}=~nobody-here"])
+    with pytest.raises(UsageError, match=f"{name} = .*: has a NUL"):
+        config.read_toml(write(tmp_path, rf'{name} = "a\u0000b"'))
+
+
 def test_an_experiment_is_the_same_after_toml(tmp_path: Path) -> None:
     experiment = Experiment(
         model='my "model"', epochs=3, lr=1e-05, amp=True, cosa_tmax=7, normalize=False, opt="adam"
@@ -212,6 +245,9 @@ def test_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSNN_FMNIST_DATA", "/pictures")
     assert Machine().data_root() == Path("/pictures")
     assert Machine(data_path="here").data_root() == Path("here")
+    monkeypatch.setenv("HOME", "/home")
+    monkeypatch.setenv("RSNN_FMNIST_DATA", "~/pictures")
+    assert Machine().data_root() == Path("/home/pictures")
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"

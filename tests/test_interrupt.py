@@ -77,6 +77,17 @@ def test_handlers_are_restored() -> None:
     assert [signal.getsignal(s) for s in interrupt.STOPPING] == before
 
 
+def test_a_handler_that_is_not_pythons_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a program in C embeds the interpreter: it could not be restored."""
+    installed: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda _: None)
+        patch.setattr(signal, "signal", lambda *given: installed.append(given))
+        with Interrupt():
+            pass
+    assert not installed
+
+
 def test_of_several_processes_all_must_know_of_a_signal() -> None:
     with Interrupt() as received:
         received.shared = True

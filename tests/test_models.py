@@ -9,6 +9,7 @@ import torch
 from helpers.runs import SMALL, refused, stop
 
 from rsnn_fmnist import cli, models
+from rsnn_fmnist.errors import RunError
 from rsnn_fmnist.report import __main__ as report
 from rsnn_fmnist.storage import atomic
 
@@ -210,6 +211,28 @@ def test_a_file_changed_within_a_second_runs_as_it_is(here: Path) -> None:
             assert f"mine-{word}" in models.MODELS
         assert "mine-first" not in models.MODELS
     assert "mine-other" not in models.MODELS
+
+
+def test_a_models_file_may_be_given_again(here: Path) -> None:
+    """In a notebook: edited, moved, failing half-way. Within one file a name is taken once."""
+    (here / "copy").mkdir()
+    file = here / "mine.py"
+    with models.temporary_models():
+        for width in (10, 11):
+            file.write_text(MINE.format(name="mine").replace("= 10", f"= {width}"))
+            models.import_models(file)
+            assert models.build("mine")[1].out_features == width
+        (here / "copy" / "mine.py").write_text(file.read_text())
+        models.import_models(here / "copy" / "mine.py")
+        file.write_text(MINE.format(name="mine") + "1 / 0")
+        for _ in range(2):
+            with pytest.raises(RunError, match="ZeroDivisionError"):
+                models.import_models(file)
+        for name, text in (("twice", MINE + MINE), ("plain", MINE)):
+            file.write_text(text.replace("{name}", name))
+            with pytest.raises(RunError, match="registered already"):
+                models.import_models(file)
+    assert list(models.MODELS) == list(PARAMETERS)
 
 
 @pytest.mark.usefixtures("small_synthetic")

@@ -1,6 +1,9 @@
 """One run as a user meets it: what is printed, exit codes, what is left behind."""
 
+import io
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ MISTAKES: list[tuple[str, int, str]] = [
     ("", 2, "--model is required: plain, feedback, stateful-synapse"),
     ("--model plane", 2, "registered: plain, feedback, stateful-synapse; did you mean plain?"),
     ("--modle plain", 2, "did you mean --model?"),
+    ("--model fb", 2, "did you mean feedback?"),
+    ("--model ss", 2, "did you mean stateful-synapse?"),
     ("--model plain --epochs -1", 2, "--epochs -1: must be at least 1"),
     ("--model plain --start-epoch 90", 2, "--start-epoch 90: must be below --epochs 90"),
     ("--model plain --start-epoch 1 --resume auto", 2, "--start-epoch"),
@@ -26,6 +31,12 @@ MISTAKES: list[tuple[str, int, str]] = [
     ("--model plain --run-name ../elsewhere", 2, "must be a plain name"),
     ("--model plain --run-name /tmp/elsewhere", 2, "must be a plain name"),
     ("--model plain --run-name ..", 2, "must be a plain name"),
+    (f"--model plain --run-name {'n' * 260}", 2, "too long"),
+    (f"--model plain --output-dir {'n' * 260}", 2, "too long"),
+    (f"--resume {'n' * 260}", 2, "too long"),
+    (f"--model plain --models-file {'n' * 260}", 2, "too long"),
+    (f"--config {'n' * 260}", 2, "too long"),
+    ("--model plain --data-path=~nobody-here", 2, "no such home folder"),
     ("--model plain --resume none", 2, "--resume none: no such file or directory"),
     ("--model plain --resume .", 1, "--resume .: holds no checkpoint"),
     ("--test-only", 2, "--test-only: name what to evaluate with --resume PATH"),
@@ -213,6 +224,34 @@ def test_the_step_and_why_it_is_eager(here: Path, capsys: Any, flags: str, step:
     arguments = command(here, f"{flags} --epochs 1")
     assert cli.main(arguments) == 0
     assert f"step     {step}" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("folder", ["latin\udce9", "utf-é"])
+def test_a_folder_that_standard_output_cannot_name(
+    here: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    arguments = ["--model", "plain", *SMALL, "--epochs", "1", "--output-dir", folder]
+    assert cli.main([*arguments, "--prepare-only"]) == 0
+    assert cli.main(arguments) == 0
+    assert cli.main(["--resume", f"{folder}/plain_synthetic_e1_b64_seed2020"]) == 0
+    printed = output.buffer.getvalue()  # type: ignore[attr-defined]
+    assert printed.count(b"records: ") == 2
+    assert rows(here / folder / "plain_synthetic_e1_b64_seed2020")
+
+
+def test_a_run_in_a_notebooks_executor_leaves_the_process_as_found(here: Path) -> None:
+    torch.set_num_threads(2)
+    state, folders = torch.get_rng_state(), list(sys.path)
+    arguments = ["--model", "plain", *SMALL, "--epochs", "1", "--deterministic"]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(cli.main, arguments).result() == 0
+    assert cli.main([*arguments, "--run-name", "again"]) == 0
+    assert torch.get_num_threads() == 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sys.path == folders
 
 
 def test_a_stopped_run_prints_how_to_resume(here: Path, capsys: Any) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers.event_files import points
 from helpers.launch import launched
-from helpers.runs import rows
+from helpers.runs import refused, rows
 from torch import nn
 
+from rsnn_fmnist.errors import RunError
 from rsnn_fmnist.interrupt import Interrupt
 from rsnn_fmnist.metrics import Sums
 from rsnn_fmnist.storage import checkpoint
@@ -35,11 +36,28 @@ def test_the_world_comes_from_torchruns_variables(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     assert World.of_environment() == World(0, 1, 0)
     monkeypatch.setenv("RANK", "5")
-    assert World.of_environment() == World(0, 1, 0)
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(RunError, match="has RANK=5, no WORLD_SIZE, no LOCAL_RANK, which is no"):
+        World.of_environment()
     monkeypatch.setenv("LOCAL_RANK", "1")
+    for size in ("", "5", "many", "-8"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        with pytest.raises(RunError, match="start several processes with torchrun, or unset"):
+            World.of_environment()
+    monkeypatch.setenv("WORLD_SIZE", "8")
     assert World.of_environment() == World(5, 8, 1)
     assert not World.of_environment().first
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("MASTER_ADDR", ""), ("MASTER_PORT", "many"), ("MASTER_PORT", "99999")]
+)
+def test_variables_that_name_no_meeting_point_are_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, variable: str, value: str
+) -> None:
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, text in {**variables, "MASTER_PORT": "29400", variable: value}.items():
+        monkeypatch.setenv(name, text) if text else monkeypatch.delenv(name, raising=False)
+    assert "the processes of this run cannot connect: " in refused(capsys, 1, "--model", "plain")
 
 
 def test_one_process_exchanges_nothing() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import Parser, run_command
 from ..config import Machine
+from ..device import process_as_found
 from ..errors import RunError, UsageError, first_line, note
 from ..models import import_models, temporary_models
 from ..storage.run_directory import MODELS_FILE
@@ -37,23 +38,23 @@ def build_parser() -> Parser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add, add_path = parser.add_argument, parser.add_path
+
     switch = argparse.BooleanOptionalAction
     memory = "add test accuracy after each column and without the first columns; needs weights"
-    add(
-        "places", metavar="RUN_OR_DIR", nargs="*", help="run directories, or folders that hold runs"
-    )
+    add_path("places", "RUN_OR_DIR", nargs="*", help="run directories, or folders that hold runs")
     add("--memory", action="store_true", help=memory)
-    add("--inspect", metavar="CHECKPOINT", help="a run directory, latest.pt or best.pt")
+    add_path("--inspect", "CHECKPOINT", help="a run directory, latest.pt or best.pt")
     add("--index", metavar="I", type=int, help="test picture of --inspect (default: 0)")
-    add("--out", metavar="DIR", default="report", help="output folder (default: report)")
-    add("--data-path", metavar="DIR", default="", help="as in training")
+    add_path("--out", "DIR", default="report", help="output folder (default: report)")
+    add_path("--data-path", "DIR", default="", help="as in training")
     add("--download", action=switch, default=True, help="as in training")
-    add("--models-file", metavar="FILE.py", default="", help="as in training")
+    add_path("--models-file", "FILE.py", default="", help="as in training")
     parser.add_common()
     return parser
 
 
+@process_as_found()
 def _report(arguments: list[str]) -> int:
     flags = build_parser().parse_all(arguments)
     if "" in (*flags.places, flags.inspect, flags.out):
@@ -120,7 +121,7 @@ def write(
         for name, content in files.items():
             path = out / name
             if isinstance(content, str):
-                path.write_text(content, encoding="utf-8")
+                path.write_text(content, encoding="utf-8", errors="backslashreplace")
             else:
                 save(content, path)
     except OSError as error:

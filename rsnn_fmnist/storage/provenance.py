@@ -4,6 +4,7 @@ No paths: the records of a run may be published.
 """
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -64,12 +65,20 @@ def cuda_versions() -> dict[str, str | None]:
 
 
 def _output_of(*command: str) -> str | None:
-    """What a program prints; None where there is none, or it fails."""
+    """What a program prints; None where there is none, or it fails.
+
+    Git's variables, which a hook has, would name another repository or index.
+    """
+    variables = {k: v for k, v in os.environ.items() if not _names_repository(k)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=10, env=variables)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()
+
+
+def _names_repository(variable: str) -> bool:
+    return variable.startswith("GIT_") and not variable.startswith("GIT_CONFIG")
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,7 @@
 """Where a run starts: at its first epoch, or from a checkpoint of the same experiment."""
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
 from .. import config
@@ -61,14 +62,11 @@ def _by_settings(machine: Machine, settings: Settings) -> tuple[Experiment, Path
 def _by_checkpoint(
     machine: Machine, flags: Settings, settings: Settings
 ) -> tuple[Experiment, Path, Content]:
-    for name in ("run_name", "output_dir"):
-        if name in flags:
-            flag = config.flag(name)
-            raise UsageError(f"{flag}: a resumed run stays in its directory; leave it out")
     path = Path(machine.resume)
     if not (path.is_file() or path.is_dir()):
         raise UsageError(f"--resume {path}: no such file or directory")
-    directory = path if path.is_dir() else path.parent
+    directory = directory_of(path)
+    _refuse_other_place(machine, flags, directory)
     content = starting_point(machine, directory)
     if content is None:
         raise RunError(f"--resume {path}: holds no checkpoint of a run")
@@ -84,6 +82,29 @@ def _by_checkpoint(
     if not machine.test_only:
         _refuse_other_run(checkpoint.experiment_of(content, path), path, directory)
     return experiment, directory, content
+
+
+def directory_of(path: Path) -> Path:
+    """The run directory of a checkpoint, where a link to it points; a directory is its own."""
+    if path.is_dir():
+        return path
+    return path.resolve().parent if path.is_symlink() else path.parent
+
+
+def _refuse_other_place(machine: Machine, flags: Settings, directory: Path) -> None:
+    """Raise UsageError where --output-dir or --run-name is not the run's own."""
+    place = directory.resolve()
+    typed = directory.absolute()  # which may be a link to the place
+    agrees = {
+        "output_dir": Path(machine.output_dir).resolve() in (place.parent, typed.parent.resolve()),
+        "run_name": machine.run_name in (place.name, typed.name),
+    }
+    for name, same in agrees.items():
+        if name in flags and not same:
+            raise UsageError(
+                f"{config.flag(name)} {flags[name]}: a resumed run stays in its directory, "
+                f"{directory}; leave it out"
+            )
 
 
 def _refuse_other_run(kept: Experiment, path: Path, directory: Path) -> None:
@@ -144,6 +165,26 @@ def starting_point(machine: Machine, directory: Path) -> Content | None:
         return None
     path = Path(machine.resume)
     return checkpoint.load(path) if path.is_file() else newest(directory)
+
+
+def nearest(experiment: Experiment, directory: Path) -> str:
+    """Of the runs in the same folder, the one whose settings are nearest to a new run's.
+
+    Returns:
+        Such as "runs/plain_seed1 differs in --seed"; "" where the folder holds no other run.
+    """
+    found = []
+    with suppress(OSError):
+        for path in sorted(directory.parent.iterdir()):
+            with suppress(UsageError):  # no run, or one of another version
+                kept = config.from_settings(Experiment, config.read_toml(path / CONFIG))
+                found.append((config.differences(experiment, kept), path))
+    found = [(names, path) for names, path in found if path != directory]
+    if not found:
+        return ""
+    names, path = min(found, key=lambda run: len(run[0]))
+    differs = f"differs in {', '.join(map(config.flag, names))}"
+    return f"{path} {differs if names else 'has the same settings'}"
 
 
 def newest(directory: Path) -> Content | None:

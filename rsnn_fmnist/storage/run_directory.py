@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from .. import config
+from ..arguments import path_problem
 from ..config import Experiment, Machine
 from ..errors import RunError, UsageError, first_line, warn
 from ..interrupt import InterruptedRunError
@@ -37,9 +38,19 @@ def locate(experiment: Experiment, machine: Machine) -> Path:
         UsageError: a --run-name that is not one plain name.
     """
     name = machine.run_name or config.run_name(experiment)
-    if name in (".", "..") or Path(name).name != name or "\\" in name or not name.isprintable():
-        raise UsageError(f"--run-name {name!r}: must be a plain name; the folder is --output-dir")
-    return Path(machine.output_dir) / name
+    if (
+        name in (".", "..", "~")
+        or Path(name).name != name
+        or "\\" in name
+        or not name.isprintable()
+    ):
+        raise UsageError(
+            f"--run-name {name!r:.60}: must be a plain name; the folder is --output-dir"
+        )
+    directory = Path(machine.output_dir) / name
+    if problem := path_problem(str(directory)):
+        raise UsageError(f"--run-name {name!r:.60}: {problem}")
+    return directory
 
 
 def refuse_existing(run: Path) -> None:

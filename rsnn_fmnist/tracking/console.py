@@ -34,7 +34,8 @@ class Console:
 
         Raises:
             InterruptedRunError: the reader has closed standard output, as `| head` does. Any other
-                failure, such as a full disk under a log file, costs the line only.
+                failure, such as a full disk under a log file or a character that an unusual stream
+                does not take, costs the line only.
         """
         if self.mute:
             return
@@ -42,7 +43,7 @@ class Console:
             print(line, flush=True)
         except BrokenPipeError:
             raise InterruptedRunError(BROKEN_PIPE) from None
-        except OSError:
+        except (OSError, UnicodeError):
             pass
 
     def batch(self, progress: Progress, batches: int) -> None:

@@ -188,6 +188,34 @@ def test_compare(trained: Path, tmp_path: Path, capsys: Any) -> None:
     assert (out / f"test_accuracy{ending}.svg").read_text().startswith("<?xml")
 
 
+def test_a_folder_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another encoding than the machine's; on a terminal that has only ASCII."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    runs = tmp_path / "latin\udce9"
+    for seed in (1, 2):
+        make_run(runs, [60.0 + seed], seed=seed)
+    min(runs.iterdir()).rename(runs / "run\udce9")
+    assert report.main([str(runs), "--out", str(runs / "out")]) == 0
+    written = (runs / "out" / "report.md").read_text(encoding="utf-8")
+    assert "61.50 ± 0.71" in written
+    assert r"run\udce9" in (runs / "out" / "runs.csv").read_text(encoding="utf-8")
+    assert rb"61.50 \xb1 0.71" in output.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_home_folder_in_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_run(tmp_path / "runs", [60.0])
+    (tmp_path / "mine.py").touch()
+    assert report.main(["~/runs", "--out=~/out", "--models-file=~/mine.py"]) == 0
+    assert (tmp_path / "out" / "report.md").exists()
+    for words in (["~nobody-here"], ["~/runs", "--data-path=~nobody-here"], ["--inspect", "a\0"]):
+        assert report.main(words) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def table(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(file.read_text())))
 

@@ -96,6 +96,14 @@ def test_flags_that_the_queues_set(tmp_path: Path, stub: dict[str, str], flag: s
     assert not (tmp_path / "commands").exists()
 
 
+def test_a_search_path_of_cd_changes_nothing(stub: dict[str, str]) -> None:
+    """`cd` prints the folder that it finds there."""
+    stub["CDPATH"] = f"/:{ROOT}"
+    command = ["bash", "scripts/reproduce.sh", "--seed", "1"]  # which sweep.sh refuses
+    done = subprocess.run(command, cwd=ROOT, env=stub, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[0].split(":")[0]) == (2, "sweep.sh")
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_script_alone_stops_everything(
     tmp_path: Path, stub: dict[str, str], signum: int, code: int

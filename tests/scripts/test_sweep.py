@@ -73,6 +73,32 @@ def test_a_sweep_runs_every_model_with_every_seed_once(
     assert log[1:] == ["it classifies 90 % correctly"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+@pytest.mark.parametrize("folder", [b"latin\xe9", "utf-é".encode()])
+def test_a_folder_that_standard_output_cannot_name(
+    tmp_path: Path, program: dict[str, str], folder: bytes
+) -> None:
+    """The program itself names the folder; a script stands in for the runs."""
+    real = f'*--prepare-only) shift 2; exec {" ".join(PROGRAM)} "$@" ;;'
+    text = STUB.replace('*--prepare-only) echo "run      place/run"; exit ;;', real)
+    program |= {"PYTHON": interpreter(tmp_path, text), "PYTHONIOENCODING": "ascii"}
+    words = [
+        "plain",
+        "1",
+        "--dataset",
+        "synthetic",
+        "-b",
+        "64",
+        "--output-dir",
+        os.fsdecode(folder),
+    ]
+    command = [str(SCRIPTS / "sweep.sh"), *words]
+    done = subprocess.run(command, cwd=tmp_path, env=program, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"; logs in " + folder + b"/logs\n" in done.stdout
+    assert (tmp_path / os.fsdecode(folder) / "logs" / "plain_seed1.log").exists()
+
+
 def test_without_devices_every_core_takes_a_run(tmp_path: Path, stub: dict[str, str]) -> None:
     code, out, _ = run(tmp_path, stub, "sweep.sh", "plain", "1")
     assert code == 0
@@ -211,14 +237,26 @@ def test_an_array_task_is_one_run(
 
 def test_an_array_task_without_a_run(tmp_path: Path, stub: dict[str, str]) -> None:
     stub |= {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_JOB_ID": "8"}
-    code, _, err = run(tmp_path, stub, "slurm_array.sh", "plain,feedback", "5 6")
-    assert code == 2
-    assert err == "slurm_array.sh: task 4: 2 models x 2 seeds take --array=0-3\n"
+    code, out, err = run(tmp_path, stub, "slurm_array.sh", "plain,feedback", "5 6")
+    assert (code, err) == (0, "")
+    assert out == (
+        "slurm_array.sh: task 4: no run is left for it; 2 models x 2 seeds take --array=0-3\n"
+    )
+    assert not (tmp_path / "commands").exists()
     code, _, err = run(tmp_path, stub, "slurm_array.sh", ",", "5 6")
     assert (code, err) == (2, "slurm_array.sh: MODELS and SEEDS must name at least one each\n")
     code, _, err = run(tmp_path, stub, "slurm_array.sh", "plain", "--amp", "1,2")
     assert code == 2
     assert err == "slurm_array.sh: --amp where MODELS or SEEDS should be, which come first\n"
+
+
+def test_what_an_array_task_asks_for_by_default() -> None:
+    """A core for a quarter of an hour: training on a GPU has not been measured."""
+    lines = (SCRIPTS / "slurm_array.sh").read_text().splitlines()
+    asked = [line.split()[1] for line in lines if line.startswith("#SBATCH ")]
+    assert {"--cpus-per-task=1", "--time=15"} <= set(asked)
+    assert "##SBATCH --gpus=1" in lines
+    assert not any("gpu" in word for word in asked)
 
 
 def test_an_array_task_that_fails_is_not_requeued(tmp_path: Path, stub: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.event_files import figures, hparams, points
-from helpers.runs import command, final, same, stop
+from helpers.runs import SMALL, command, final, refused, same, stop
 
 from rsnn_fmnist import cli, models, random_state
 from rsnn_fmnist.storage import atomic, checkpoint
@@ -164,6 +164,68 @@ def test_a_checkpoint_in_the_directory_of_another_run_is_refused(
     assert "differs in --lr from the run in" in capsys.readouterr().err
     assert same(final(tmp_path / "other"), kept)
     assert cli.main(["--resume", str(copy), "--device", "cpu", "--test-only"]) == 0
+
+
+def test_a_resumed_run_may_be_given_its_own_place(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stop(command(Path("one"), ""), after=14) == 130
+    (here / "link").symlink_to("one/run")
+    capsys.readouterr()
+    machine = ["--device", "cpu", "--threads", "1"]
+    for flag, value in (("--output-dir", "two"), ("--run-name", "walk")):
+        line = refused(capsys, 2, "--resume", "one/run", flag, value, *machine)
+        assert f"{flag} {value}: a resumed run stays in its directory, one/run" in line
+    for words in (
+        "--resume one/run --output-dir one --run-name run",
+        "--resume one/run/latest.pt --output-dir ./one/",
+        f"--resume one/run --output-dir {here}/one",
+        "--resume link --output-dir one",
+        "--resume link --output-dir . --run-name link",
+    ):
+        assert cli.main([*words.split(), *machine]) == 0
+        assert "after epoch 2" in capsys.readouterr().out
+    monkeypatch.chdir("one/run")
+    assert cli.main(["--resume", ".", "--output-dir", "..", *machine]) == 0
+
+
+def test_through_a_link_a_run_resumes_where_it_is(here: Path) -> None:
+    assert stop(command(Path("store"), "--checkpoint-every 0"), after=7) == 130
+    (here / "picked.pt").symlink_to("store/run/latest.pt")
+    (here / "linked").symlink_to("store/run")
+    (here / "chain.pt").symlink_to("picked.pt")
+    before = set(here.iterdir())
+    more = ["--device", "cpu", "--threads", "1", "--resume"]
+    for after, name in ((7, "picked.pt"), (7, "linked"), (0, "chain.pt")):
+        assert stop([*more, name], after=after) == (130 if after else 0)
+        assert set(here.iterdir()) == before
+        assert (here / name).is_symlink()
+    assert cli.main(command(Path("whole"), "")) == 0
+    assert same(final(here / "store"), final(here / "whole"))
+
+
+def test_a_new_run_says_which_run_is_near_it(here: Path, capsys: Any) -> None:
+    def printed(flags: str) -> str:
+        assert cli.main([*SMALL, *f"--model plain --resume auto {flags}".split()]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return next((line for line in lines if line.startswith("run ")), "")
+
+    first = "plain_synthetic_e1_b64_seed2020"
+    assert printed("--epochs 1") == f"run      runs/{first}"
+    (here / "runs" / "a file").touch()
+    (here / "runs" / "foreign").mkdir()
+    (here / "runs" / "foreign" / "config.toml").write_text("of = 'another program'")
+    for flags, name, words in (
+        ("--epochs 1 --lr 0.5 --seed 1", "plain_synthetic_e1_b64_lr0.5_seed1", "--lr, --seed"),
+        ("--epochs 2", "plain_synthetic_e2_b64_seed2020", "--epochs"),
+    ):
+        near = f"new: runs/{first} differs in {words}"
+        assert printed(flags) == f"run      runs/{name}, {near}"
+    same_settings = "has the same settings"
+    assert (
+        printed("--epochs 1 --run-name x") == f"run      runs/x, new: runs/{first} {same_settings}"
+    )
+    assert printed("--epochs 1") == ""  # finished
 
 
 def test_an_extended_run_takes_the_longer_schedule(tmp_path: Path) -> None:

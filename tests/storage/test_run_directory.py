@@ -24,9 +24,18 @@ EXPERIMENT = Experiment(model="plain", seed=3)
 def test_its_name() -> None:
     assert locate(EXPERIMENT, Machine()) == Path("runs", "plain_seed3")
     assert locate(EXPERIMENT, Machine(output_dir="a", run_name="b")) == Path("a", "b")
-    for name in ("..", ".", "a/b", "/a", "a\\b", "a\nb"):
+    for name in ("..", ".", "~", "a/b", "/a", "a\\b", "a\nb", "a\0b"):
         with pytest.raises(UsageError, match=r"--run-name .*: must be a plain name"):
             locate(EXPERIMENT, Machine(run_name=name))
+
+
+def test_a_name_that_is_too_long_for_a_file_system() -> None:
+    assert locate(EXPERIMENT, Machine(run_name="n" * 255)).name == "n" * 255
+    long = Experiment(model="m" * 260)
+    for experiment, machine in ((EXPERIMENT, Machine(run_name="n" * 260)), (long, Machine())):
+        with pytest.raises(UsageError, match=r"--run-name .*: too long") as caught:
+            locate(experiment, machine)
+        assert len(str(caught.value)) < 200
 
 
 def test_a_directory_is_free_where_it_holds_nothing_but_a_lock(tmp_path: Path) -> None:

@@ -39,9 +39,16 @@ def test_quiet_prints_results_only_and_mute_nothing(capsys: Any) -> None:
     assert capsys.readouterr().out == "result\n"
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenPipeError(),
+        OSError(28, "No space left on device"),
+        UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range(128)"),
+    ],
+)
 def test_a_closed_output_ends_the_run_and_a_full_disk_does_not(
-    monkeypatch: pytest.MonkeyPatch, error: OSError
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     class Failing(io.StringIO):
         def write(self, text: str) -> int:
