@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ..spiking import LinearRecurrentContainer, SequenceModule, SynapseFilter
 
@@ -29,6 +30,7 @@ from ..spiking import LinearRecurrentContainer, SequenceModule, SynapseFilter
 ACCUMULATE, MULTIPLY_ACCUMULATE = 0.9e-12, 4.6e-12
 
 HOOKED = (nn.Linear, nn.Conv1d, nn.Conv2d, LinearRecurrentContainer, SynapseFilter)
+WITHOUT_SYNAPSES = (nn.LayerNorm, nn.RMSNorm, ParametrizationList)  # though with matrices, perhaps
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,21 @@ class Operations:
 def count_operations(model: nn.Module, batches: Iterable[Tensor]) -> Operations:
     """Count the operations of `model` on pictures, without changing either.
 
-    The weights of Linear, Conv1d, Conv2d and LinearRecurrentContainer are counted, no others.
+    The weights of Linear, Conv1d, Conv2d and LinearRecurrentContainer are counted. Products of two
+    activations, as in attention written with torch.matmul, are left out.
 
     Args:
         batches: pictures [N, H, W] as the network receives them.
     Raises:
-        ValueError: no pictures; a recurrent container or a filter that another module runs step by
-            step, so that its hook is not called; a filter's output that is modified before the
-            next layer.
+        ValueError: no pictures; a module of another kind that has weights, a parameter of two axes
+            or more, such as ConvTranspose2d or MultiheadAttention; a recurrent container or a
+            filter that another module runs step by step, so that its hook is not called; a filter's
+            output that is modified before the next layer.
     """
     counter, pictures = _Counter(), 0
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            _refuse_unknown(name, module)
             if isinstance(module, HOOKED):
                 _refuse_nested(model, name, module)
                 hook = partial(counter.hook, name)
@@ -80,6 +85,18 @@ def count_operations(model: nn.Module, batches: Iterable[Tensor]) -> Operations:
     if not pictures:
         raise ValueError("there are no pictures to count operations on")
     return counter.operations(pictures)
+
+
+def _refuse_unknown(name: str, module: nn.Module) -> None:
+    if isinstance(module, (*HOOKED, *WITHOUT_SYNAPSES)):
+        return
+    for own, p in module.named_parameters(recurse=False):
+        if p.dim() >= 2:
+            kinds = ", ".join(kind.__name__ for kind in HOOKED[:-1])
+            raise ValueError(
+                f"{name or 'the model'}, a {type(module).__name__}, has weights ({own}) whose "
+                f"operations cannot be counted; known are {kinds}"
+            )
 
 
 def _refuse_nested(model: nn.Module, name: str, module: nn.Module) -> None:

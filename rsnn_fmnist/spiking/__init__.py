@@ -4,11 +4,11 @@ Sequences are time first, [T, N, ...]: T steps, N samples. `sequence.SequenceMod
 every module is called.
 """
 
-from .backend import BackendUnavailableError, set_backend
+from .backend import set_backend
 from .monitor import record
-from .neuron import IF, LIF
+from .neuron import IF, LIF, Observer
 from .recurrent import ElementWiseRecurrentContainer, LinearRecurrentContainer
-from .sequence import SequenceModule, TimeDistributed, step
+from .sequence import BackendUnavailableError, SequenceModule, TimeDistributed, step
 from .surrogate import SURROGATES, ATan, Erf, PiecewiseQuadratic, Sigmoid, SoftSign, Surrogate
 from .synapse import SynapseFilter
 
@@ -21,6 +21,7 @@ __all__ = [
     "ElementWiseRecurrentContainer",
     "Erf",
     "LinearRecurrentContainer",
+    "Observer",
     "PiecewiseQuadratic",
     "SequenceModule",
     "Sigmoid",

@@ -6,7 +6,7 @@ backend's module, which is imported when first needed. That module also has
 uses the reference; a backend that was chosen by name raises BackendUnavailableError.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import first_line
-from .sequence import SequenceModule
+from .sequence import BackendUnavailableError, SequenceModule, TimeDistributed
 
 KERNELS = {  # backend -> module of kernels, each with its reference's name
     "numba": ".kernels.cpu.sequences",
@@ -27,10 +27,6 @@ _NEEDS = {
     "cupy": "a CUDA device and CuPy (pip install 'rsnn-fmnist[cuda13]', or [cuda12] as torch)",
 }
 BACKENDS = ("auto", "torch", *KERNELS)
-
-
-class BackendUnavailableError(RuntimeError):
-    """A backend that was chosen by name cannot run here; the message says what to do."""
 
 
 def resolve(backend: str, device: torch.device) -> str:
@@ -82,8 +78,12 @@ def _missing(backend: str, device: torch.device) -> str | None:
 @cache
 def _kernel(module: str, reference: Callable[..., Any]) -> Callable[..., Any] | None:
     """A module's kernel for a reference; None where there is none, or the reference is a user's."""
-    own = reference.__module__.rpartition(".")[0] == __package__
-    return getattr(_module(module), reference.__name__, None) if own else None
+    return getattr(_module(module), reference.__name__, None) if _is_ours(reference) else None
+
+
+def _is_ours(function: Callable[..., Any]) -> bool:
+    """Whether a function or a method is one of this package."""
+    return function.__module__.rpartition(".")[0] == __package__
 
 
 @cache
@@ -125,6 +125,12 @@ def implementation(
 def set_backend(model: nn.Module, backend: str) -> None:
     """Set the backend of every spiking module of `model`, a user's own included.
 
+    A layer that cannot have a backend that was chosen by name raises BackendUnavailableError when
+    its sequence runs: an ElementWiseRecurrentContainer, a LinearRecurrentContainer around anything
+    but an IF or a LIF, a user's module that defines `step` only. What kernels call in torch is no
+    such case: the slopes of Sigmoid and Erf under numba and those of a user's surrogate, and the
+    products with a container's input. A single `step` always runs in torch.
+
     Args:
         backend: one of BACKENDS; `auto` uses the kernels wherever they can run.
     Raises:
@@ -135,3 +141,40 @@ def set_backend(model: nn.Module, backend: str) -> None:
     for module in model.modules():
         if isinstance(module, SequenceModule):
             module.backend = backend
+
+
+def backends_in_use(model: nn.Module, device: torch.device) -> dict[str, str]:
+    """What runs each spiking layer of `model` on `device`, torch or a backend, by the layer's name.
+
+    A container is one layer. A user's module that defines `sequence` is one too, in torch, unless
+    it has layers inside, which are listed in its place. The model itself is "model".
+
+    Raises:
+        ValueError, BackendUnavailableError: as running the layer would; the message names it.
+    """
+    return dict(_backends(model, "", torch.zeros(1, device=device)))
+
+
+def _backends(module: nn.Module, name: str, x_seq: Tensor) -> Iterator[tuple[str, str]]:
+    if isinstance(module, SequenceModule) and not isinstance(module, TimeDistributed):
+        inside = sum(isinstance(inner, SequenceModule) for inner in module.modules()) - 1
+        if _is_ours(type(module).sequence) or not inside:
+            yield name or "model", _backend_of(module, name or "model", x_seq)
+            return
+    for child_name, child in module.named_children():
+        yield from _backends(child, f"{name}.{child_name}" if name else child_name, x_seq)
+
+
+def _backend_of(layer: SequenceModule, name: str, x_seq: Tensor) -> str:
+    if not _is_ours(type(layer).sequence):
+        return "torch"
+    try:
+        call = layer.reference()
+        if call is None:
+            layer.refuse_kernels()
+            return "torch"
+        reference, settings = call
+        run = implementation(reference, x_seq, layer.backend, **settings)
+        return "torch" if run is reference else resolve(layer.backend, x_seq.device)
+    except BackendUnavailableError as error:
+        raise BackendUnavailableError(f"{name}: {error}") from None

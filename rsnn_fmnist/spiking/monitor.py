@@ -3,21 +3,38 @@
 The values are those that the running backend computes: it passes them to the observer of a module,
 which is set only inside the contexts `record` and `count_spikes`. A layer is named after its
 attribute in the model; a recurrent container counts as the neuron in it. A module that is used at
-several places is one layer, named after the first, and each use appends steps. A user's spiking
-modules that are not a Neuron are not recorded; nor are copies of a model, even if they are made
-inside the context.
+several places is one layer, named after the first, and each use appends steps. Copies of a model
+are not recorded, even if they are made inside the context.
+
+A SequenceModule of a user's own is seen if it does what a Neuron does: it has an attribute
+`observer`, None outside these contexts, and calls it, if it is not None, with its spikes s and
+potentials h of n steps, both [n, N, ...], whenever it runs (n is 1 in `step`). Others are listed in
+`Recording.unseen`, and a warning names them.
+
+    class Mine(SequenceModule):
+        observer: Observer | None = None
+
+        def step(self, x, state=None):
+            ...
+            if self.observer is not None:
+                self.observer(s[None], h[None])
+            return s, v
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .neuron import Neuron, Observer
+from ..errors import warn
+from .neuron import Observer
+from .sequence import SequenceModule, TimeDistributed
 from .synapse import SynapseFilter
 
 EXACT = 2**24  # float32 represents every integer up to here
@@ -31,7 +48,41 @@ def layers(model: nn.Module, kind: type[M]) -> dict[str, M]:
     "sn1" is model.sn1, or the neuron in the container model.sn1. If a container holds several, they
     are "sn1.0", "sn1.2" and so on. The model itself is "model".
     """
-    found = {path: module for path, module in model.named_modules() if isinstance(module, kind)}
+    return _named(
+        {path: module for path, module in model.named_modules() if isinstance(module, kind)}
+    )
+
+
+def spiking_layers(model: nn.Module) -> dict[str, SequenceModule]:
+    """The modules of `model` that call an observer with s and h, by name as in `layers`."""
+    return _named(
+        {path: module for path, module in _sequence_modules(model) if _is_spiking(module)}
+    )
+
+
+def unseen_layers(model: nn.Module) -> dict[str, SequenceModule]:
+    """The modules of `model` with memory that call no observer, nor contain another such module."""
+    return _named(
+        {
+            path: module
+            for path, module in _sequence_modules(model)
+            if not hasattr(module, "observer") and len(list(_sequence_modules(module))) == 1
+        }
+    )
+
+
+def _sequence_modules(model: nn.Module) -> Iterator[tuple[str, SequenceModule]]:
+    for path, module in model.named_modules():
+        if isinstance(module, SequenceModule) and not isinstance(module, TimeDistributed):
+            yield path, module
+
+
+def _is_spiking(module: nn.Module) -> bool:
+    return hasattr(module, "observer") and not isinstance(module, SynapseFilter)
+
+
+def _named(found: dict[str, M]) -> dict[str, M]:
+    """Modules by path -> by name, see `layers`."""
     short = [_container(path) or "model" for path in found]
     return {
         name if short.count(name) == 1 else _without_containers(path): module
@@ -54,7 +105,7 @@ class Layer:
 
     s: Tensor
     h: Tensor
-    v_threshold: float
+    v_threshold: Any  # a float; None if the layer has none, or not one number
 
 
 class Recording(Mapping[str, Layer]):
@@ -62,11 +113,13 @@ class Recording(Mapping[str, Layer]):
 
     Steps are in the order in which they ran. Tensors are detached and remain on their device.
     `order` lists the names of all layers, synapse filters included, in the order of the model.
+    `unseen` lists the modules with memory that are not recorded because they have no observer.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        neurons, filters = layers(model, Neuron), layers(model, SynapseFilter)
-        self._thresholds = {name: neuron.v_threshold for name, neuron in neurons.items()}
+        neurons, filters = spiking_layers(model), layers(model, SynapseFilter)
+        self.unseen = list(unseen_layers(model))
+        self._thresholds = {name: _threshold(neuron) for name, neuron in neurons.items()}
         self._neurons: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in neurons}
         self._filters: dict[str, list[Tensor]] = {name: [] for name in filters}
         place = {module: number for number, module in enumerate(model.modules())}
@@ -91,6 +144,11 @@ class Recording(Mapping[str, Layer]):
     def traces(self) -> dict[str, Tensor]:
         """The trace y [T, N, ...] of every synapse filter that has run, by name."""
         return {name: _joined(name, parts) for name, parts in self._filters.items() if parts}
+
+
+def _threshold(layer: nn.Module) -> float | None:
+    value = getattr(layer, "v_threshold", None)
+    return float(value) if isinstance(value, Real) else None
 
 
 def _joined(name: str, parts: Any) -> Tensor:
@@ -119,10 +177,15 @@ def record(model: nn.Module) -> Iterator[Recording]:
     every step; outside the context it costs nothing.
     """
     recording = Recording(model)
+    _warn_of_unseen(tuple(recording.unseen))
     with ExitStack() as stack:
-        for name, neuron in layers(model, Neuron).items():
+        for name, neuron in spiking_layers(model).items():
             parts = recording._neurons[name]
-            stack.enter_context(_observed(neuron, lambda s, h, p=parts: p.append((s.clone(), h))))
+            stack.enter_context(
+                _observed(
+                    neuron, lambda s, h, p=parts: p.append((s.detach().clone(), h.detach().clone()))
+                )
+            )
         for name, synapse in layers(model, SynapseFilter).items():
             traces = recording._filters[name]
             stack.enter_context(_observed(synapse, lambda y, p=traces: p.append(y.clone())))
@@ -194,10 +257,21 @@ class SpikeCounts:
 def count_spikes(model: nn.Module) -> Iterator[SpikeCounts]:
     """Count the spikes of every layer of neurons of `model`; far cheaper than recording them."""
     counts = SpikeCounts()
+    _warn_of_unseen(tuple(unseen_layers(model)))
     with ExitStack() as stack:
-        for name, neuron in layers(model, Neuron).items():
+        for name, neuron in spiking_layers(model).items():
             stack.enter_context(_observed(neuron, counts.observer(name)))
         yield counts
+
+
+@cache
+def _warn_of_unseen(names: tuple[str, ...]) -> None:
+    """Warn, once for the same names, of layers whose activity is not recorded."""
+    if names:
+        warn(
+            f"the activity of {', '.join(names)} is not recorded: a layer of your own needs an "
+            "`observer`, see docs/inside.md"
+        )
 
 
 def is_observed(model: nn.Module) -> bool:
@@ -219,8 +293,9 @@ def is_observed(model: nn.Module) -> bool:
 class _Observers:
     """The observers of a module. A copy, pickled or not, is None: copies have no observers."""
 
-    def __init__(self) -> None:
-        self.functions: list[Any] = []
+    def __init__(self, given: Any) -> None:
+        self.given = given  # the observer that the module had
+        self.functions: list[Any] = [] if given is None else [given]
 
     def __call__(self, *values: Tensor) -> None:
         for function in self.functions:
@@ -233,13 +308,15 @@ class _Observers:
 @contextmanager
 def _observed(module: Any, function: Any) -> Iterator[None]:
     """Have `module` call `function` too, beside the observers that it has already."""
-    if module.observer is None:
-        module.observer = _Observers()
+    if not isinstance(module.observer, _Observers):
+        module.observer = _Observers(module.observer)
     observers = module.observer
     observers.functions.append(function)
     try:
         yield
     finally:
         observers.functions = [other for other in observers.functions if other is not function]
-        if not observers.functions:
-            del module.observer  # that of the class is None
+        if observers.functions in ([], [observers.given]):
+            del module.observer
+            if observers.given is not None or not hasattr(module, "observer"):
+                module.observer = observers.given

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from . import backend
-from .sequence import SequenceModule, at_rest, first_step, unroll
-from .surrogate import ATan, Surrogate
+from .sequence import Reference, SequenceModule, as_float, at_rest, first_step, unroll
+from .settings import flag, number
+from .surrogate import ATan, Surrogate, checked
 
 Run = Callable[..., tuple[Tensor, Tensor]]
 Observer = Callable[[Tensor, Tensor], None]  # called with s and h of n steps, [n, N, ...]
@@ -27,13 +29,31 @@ Observer = Callable[[Tensor, Tensor], None]  # called with s and h of n steps, [
 
 @dataclass(frozen=True)
 class NeuronSettings:
-    """What a layer of neurons passes to `neuron_sequence` and its kernels; fields as in `LIF`."""
+    """What a layer of neurons passes to `neuron_sequence` and its kernels; fields as in `LIF`.
+
+    Raises:
+        ValueError: as `LIF`.
+    """
 
     tau: float | None  # None: IF
     v_threshold: float
     v_reset: float | None
     surrogate: Surrogate
     detach_reset: bool
+
+    def __post_init__(self) -> None:
+        if self.tau is not None and not (math.isfinite(self.tau) and self.tau >= 1):
+            raise ValueError(
+                f"tau is {self.tau}; a membrane time constant is finite and at least 1"
+            )
+        if not (math.isfinite(self.v_threshold) and math.isfinite(self.v_rest)):
+            raise ValueError(
+                f"v_threshold {self.v_threshold} and v_reset {self.v_reset} must be finite"
+            )
+        if self.v_threshold <= self.v_rest:
+            raise ValueError(
+                f"v_threshold {self.v_threshold} must lie above the resting potential {self.v_rest}"
+            )
 
     @property
     def v_rest(self) -> float:
@@ -140,7 +160,8 @@ def _fire_and_reset(
     if v_reset is None:
         v_next = h - v_threshold * s_reset
     else:
-        v_next = h * (1 - s_reset) + v_reset * s_reset
+        finite = h.clamp(max=torch.finfo(h.dtype).max)  # infinity times 1 - s would be NaN
+        v_next = finite * (1 - s_reset) + v_reset * s_reset
     s = s.to(x.dtype)
     if observe is not None:
         observe(s.detach()[None], h.detach()[None])
@@ -171,19 +192,23 @@ class Neuron(SequenceModule):
     subclass names two functions: `step_function`, called as `if_step` or `lif_step` is, and
     `sequence_function`, called as `neuron_sequence` is.
 
+    These settings are attributes, which may be replaced; they are checked whenever they are read.
+
     Args:
         v_threshold: potential at which a neuron fires.
         v_reset: potential after a spike (hard reset); None subtracts the threshold (soft reset).
         surrogate: supplies the slope of a spike in the backward pass; default ATan().
         detach_reset: whether gradients are kept from passing through the spike of the reset.
     Raises:
+        TypeError: a setting is not of its type; a tensor is not a number, as it would not be
+            learnt.
         ValueError: the threshold is not above the resting potential, or a value is not finite.
     """
 
     step_function: ClassVar[Run]
     sequence_function: ClassVar[Run]
     observer: Observer | None = None  # set by `monitor` while the layer is recorded
-    tau: float | None = None  # no leak
+    tau: float | None  # None: no leak
 
     def __init__(
         self,
@@ -193,38 +218,42 @@ class Neuron(SequenceModule):
         detach_reset: bool = False,
     ) -> None:
         super().__init__()
-        v_rest = resting_potential(v_reset)
-        if not (math.isfinite(v_threshold) and math.isfinite(v_rest)):
-            raise ValueError(f"v_threshold {v_threshold} and v_reset {v_reset} must be finite")
-        if v_threshold <= v_rest:
-            raise ValueError(
-                f"v_threshold {v_threshold} must lie above the resting potential {v_rest}"
-            )
+        self.tau = None
         self.v_threshold = v_threshold
         self.v_reset = v_reset
-        self.surrogate = surrogate or ATan()
+        self.surrogate = ATan() if surrogate is None else surrogate
         self.detach_reset = detach_reset
+        Neuron.settings(self)  # a subclass may have further settings, which are not there yet
 
     def settings(self) -> NeuronSettings:
-        """The layer's settings as they are now."""
+        """The layer's settings as they are now.
+
+        Raises:
+            TypeError, ValueError: as the constructor.
+        """
+        tau, v_reset = self.tau, self.v_reset
         return NeuronSettings(
-            tau=self.tau,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            surrogate=self.surrogate,
-            detach_reset=self.detach_reset,
+            tau=None if tau is None else number("tau", tau),
+            v_threshold=number("v_threshold", self.v_threshold),
+            v_reset=None if v_reset is None else number("v_reset", v_reset),
+            surrogate=checked(self.surrogate),
+            detach_reset=flag("detach_reset", self.detach_reset),
         )
 
+    def reference(self) -> Reference:
+        return self.sequence_function, {"neuron": self.settings()}
+
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        neuron = self.settings()
+        x, neuron = as_float(x), self.settings()
         v = at_rest(x, neuron.v_rest) if state is None else state
         return self.step_function(x, v, **neuron.keywords(), **self._observing())
 
     def sequence(self, x_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        neuron = self.settings()
-        v = at_rest(first_step(x_seq), neuron.v_rest) if state is None else state
-        run = backend.implementation(self.sequence_function, x_seq, self.backend, neuron=neuron)
-        return run(x_seq, v, neuron=neuron, **self._observing())
+        x_seq = as_float(x_seq)
+        reference, settings = self.reference()
+        v = at_rest(first_step(x_seq), settings["neuron"].v_rest) if state is None else state
+        run = backend.implementation(reference, x_seq, self.backend, **settings)
+        return run(x_seq, v, **settings, **self._observing())
 
     def _observing(self) -> dict[str, Observer]:
         return {} if self.observer is None else {"observe": self.observer}
@@ -239,6 +268,11 @@ class IF(Neuron):
     step_function = staticmethod(if_step)
     sequence_function = staticmethod(neuron_sequence)
 
+    def settings(self) -> NeuronSettings:
+        if self.tau is not None:
+            raise ValueError(f"tau is {self.tau}, but an IF has no leak; use LIF")
+        return super().settings()
+
 
 class LIF(Neuron):
     """Leaky integrate-and-fire neurons: `lif_step` along a sequence.
@@ -248,6 +282,7 @@ class LIF(Neuron):
         v_threshold, v_reset, surrogate, detach_reset: see `Neuron`.
     Raises:
         ValueError: tau is below 1 or not finite; others as `Neuron`.
+        TypeError: as `Neuron`.
     """
 
     step_function = staticmethod(lif_step)
@@ -262,6 +297,9 @@ class LIF(Neuron):
         detach_reset: bool = False,
     ) -> None:
         super().__init__(v_threshold, v_reset, surrogate, detach_reset)
-        if not (math.isfinite(tau) and tau >= 1):
-            raise ValueError(f"tau is {tau}; a membrane time constant is finite and at least 1")
         self.tau = tau
+        self.settings()
+
+    def settings(self) -> NeuronSettings:
+        number("tau", self.tau)  # None would be an IF
+        return super().settings()

@@ -6,14 +6,22 @@ step are left out.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import backend
-from .neuron import IF, LIF
-from .sequence import SequenceModule, State, first_step, step, unroll
+from .sequence import (
+    Reference,
+    SequenceModule,
+    State,
+    as_float,
+    first_step,
+    memory_in,
+    refuse_hidden_state,
+    step,
+    unroll,
+)
 
 
 class ElementWiseRecurrentContainer(SequenceModule):
@@ -26,15 +34,27 @@ class ElementWiseRecurrentContainer(SequenceModule):
 
     Args:
         sub_module: a neuron or an nn.Sequential whose output is shaped as its input.
-        f: the combination, such as torch.add.
+        f: the combination, such as torch.add; without memory.
+    Raises:
+        TypeError, ValueError: as `sequence.refuse_hidden_state`.
+        ValueError: f contains a module with memory.
+        BackendUnavailableError: when it runs on a backend chosen by name other than torch; it has
+            no kernel.
     """
 
     def __init__(self, sub_module: nn.Module, f: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
+        refuse_hidden_state(sub_module)
+        if isinstance(f, nn.Module) and (memory := memory_in(f)):
+            raise ValueError(
+                f"f contains {type(memory).__name__}, whose state the container does not pass on: "
+                "put it into the sub_module"
+            )
         self.sub_module = sub_module
         self.f = f
 
     def step(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        x = as_float(x)
         y, sub_state = (torch.zeros_like(x), None) if state is None else state
         y, sub_state = step(self.sub_module, self.f(x, y), sub_state)
         return y, (y, sub_state)
@@ -92,12 +112,17 @@ class LinearRecurrentContainer(SequenceModule):
         sub_module: a neuron or an nn.Sequential such as (Linear, LIF); [..., I] -> [..., O].
         in_features, out_features: I and O; the layer `rc` is Linear(I + O, I).
         bias: whether rc has a bias.
+    Raises:
+        TypeError, ValueError: as `sequence.refuse_hidden_state`.
+        BackendUnavailableError: when it runs on a backend chosen by name that has no kernel for it;
+            there are kernels around an IF or a LIF.
     """
 
     def __init__(
         self, sub_module: nn.Module, in_features: int, out_features: int, bias: bool = True
     ) -> None:
         super().__init__()
+        refuse_hidden_state(sub_module)
         self.sub_module = sub_module
         self.out_features = out_features
         self.rc = nn.Linear(in_features + out_features, in_features, bias)
@@ -107,16 +132,19 @@ class LinearRecurrentContainer(SequenceModule):
         return x.new_zeros(*x.shape[:-1], self.out_features), None
 
     def step(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        x = as_float(x)
         state = self.rest(x) if state is None else state
-        return linear_recurrent_step(x, state, **self._settings())
+        _, settings = self.reference()
+        return linear_recurrent_step(x, state, **settings)
 
     def sequence(self, x_seq: Tensor, state: State = None) -> tuple[Tensor, State]:
+        x_seq = as_float(x_seq)
         state = self.rest(first_step(x_seq)) if state is None else state
-        run, settings = linear_recurrent_sequence, self._settings()
-        if type(self.sub_module) in (IF, LIF):  # the kernels know these two only
-            run = backend.implementation(run, x_seq, self.backend, **settings)
+        reference, settings = self.reference()
+        run = backend.implementation(reference, x_seq, self.backend, **settings)
         return run(x_seq, state, **settings)
 
-    def _settings(self) -> dict[str, Any]:
+    def reference(self) -> Reference:
         rc = self.rc
-        return {"weight": rc.weight, "bias": rc.bias, "sub_module": self.sub_module}
+        settings = {"weight": rc.weight, "bias": rc.bias, "sub_module": self.sub_module}
+        return linear_recurrent_sequence, settings

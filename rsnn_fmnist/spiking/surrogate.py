@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .settings import number
+
 
 class Spike(torch.autograd.Function):
     """[u >= 0] forward, the surrogate's slope at u backward."""
@@ -45,19 +47,22 @@ class Spike(torch.autograd.Function):
 class Surrogate(ABC):
     """A spike function; call it with u = h - v_threshold, any shape, to get 0 or 1 in u's dtype.
 
-    Subclasses define `slope`. The kernels know the slopes of the classes below; for any other
-    class, they call its `slope` once for all steps.
+    Subclasses define `slope`. The CUDA kernels compute the slopes of the classes below, the CPU
+    kernels those of ATan, SoftSign and PiecewiseQuadratic; for any other class, Sigmoid and Erf
+    included, they call its `slope`, in torch, once for all steps.
 
     Args:
-        alpha: sharpness, > 0; each surrogate has its own default.
+        alpha: sharpness, > 0; each surrogate has its own default. It is not learnt.
     Raises:
-        ValueError: alpha is not a positive finite number.
+        TypeError: alpha is not a number.
+        ValueError: it is not positive, or not finite.
     """
 
     alpha: float
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", number("alpha", self.alpha))  # it is frozen
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha is {self.alpha}; it must be a positive finite number")
 
@@ -123,6 +128,32 @@ class PiecewiseQuadratic(Surrogate):
 
     def slope(self, u: Tensor) -> Tensor:
         return (self.alpha - self.alpha**2 * u.abs()).clamp(min=0)
+
+
+def checked(surrogate: Any) -> Surrogate:
+    """The surrogate.
+
+    Raises:
+        TypeError: it is not an instance of Surrogate, or it has a tensor that should be learnt: a
+            spike passes no gradient to it.
+    """
+    if isinstance(surrogate, type):
+        raise TypeError(
+            f"surrogate is the class {surrogate.__name__}; give an instance, {surrogate.__name__}()"
+        )
+    if not isinstance(surrogate, Surrogate):
+        raise TypeError(
+            f"surrogate is of type {type(surrogate).__name__}; it must be a Surrogate, such as "
+            "ATan() or an instance of a subclass that defines slope(u)"
+        )
+    if type(surrogate).__call__ is Surrogate.__call__:
+        for name, value in vars(surrogate).items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise TypeError(
+                    f"{name} of the surrogate {type(surrogate).__name__} is a tensor that requires "
+                    "a gradient, and a spike passes none to it; give a number"
+                )
+    return surrogate
 
 
 SURROGATES: dict[str, Callable[[], Surrogate]] = {

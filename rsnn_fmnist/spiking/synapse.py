@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import backend
-from .sequence import SequenceModule, at_rest, first_step, unroll
+from .sequence import Reference, SequenceModule, as_float, at_rest, first_step, unroll
+from .settings import flag, number
 
 
 def filter_step(x: Tensor, y: Tensor, *, k: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -58,6 +59,7 @@ class SynapseFilter(SequenceModule):
         tau: time constant in steps, > 1.
         learnable: whether to learn it, by the scalar parameter w, -ln(tau - 1) at the start.
     Raises:
+        TypeError: tau is not a number, or learnable not a bool.
         ValueError: tau is not above 1, or not finite.
     """
 
@@ -65,24 +67,45 @@ class SynapseFilter(SequenceModule):
 
     def __init__(self, tau: float = 100.0, learnable: bool = False) -> None:
         super().__init__()
+        tau = number("tau", tau)
         if not (math.isfinite(tau) and tau > 1):
             raise ValueError(f"tau is {tau}; a synapse's time constant is finite and above 1")
-        self.learnable = learnable
         self._fixed_k = 1 / tau
-        if learnable:
+        if flag("learnable", learnable):
             self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
 
+    @property
+    def learnable(self) -> bool:
+        """Whether the time constant is the parameter w; to keep it as it is, freeze w."""
+        return hasattr(self, "w")
+
     def decay(self) -> Tensor | float:
-        """k = 1 / tau: a number or, where it is learnt, a scalar tensor with a gradient to w."""
-        return torch.sigmoid(self.w) if self.learnable else self._fixed_k
+        """k = 1 / tau: a number or, where it is learnt, a scalar tensor with a gradient to w.
+
+        Raises:
+            ValueError: w was replaced by more than one value.
+        """
+        if not self.learnable:
+            return self._fixed_k
+        if self.w.dim() > 0:
+            raise ValueError(
+                f"w has shape {list(self.w.shape)}; a SynapseFilter has one time constant, so w is "
+                "a scalar"
+            )
+        return torch.sigmoid(self.w)
 
     @property
     def tau(self) -> float:
-        """The present time constant in steps."""
+        """The present time constant in steps; infinite where k is so small that it is 0."""
         with torch.no_grad():
-            return 1 / float(self.decay())
+            k = float(self.decay())
+        return 1 / k if k else math.inf
+
+    def reference(self) -> Reference:
+        return filter_sequence, {"k": self.decay()}
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = as_float(x)
         y = at_rest(x) if state is None else state
         y, state = filter_step(x, y, k=self.decay())
         if self.observer is not None:
@@ -90,10 +113,11 @@ class SynapseFilter(SequenceModule):
         return y, state
 
     def sequence(self, x_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x_seq = as_float(x_seq)
+        reference, settings = self.reference()
         y = at_rest(first_step(x_seq)) if state is None else state
-        k = self.decay()
-        run = backend.implementation(filter_sequence, x_seq, self.backend, k=k)
-        y_seq, y = run(x_seq, y, k=k)
+        run = backend.implementation(reference, x_seq, self.backend, **settings)
+        y_seq, y = run(x_seq, y, **settings)
         if self.observer is not None:
             self.observer(y_seq.detach())
         return y_seq, y

@@ -104,6 +104,47 @@ def test_what_cannot_be_counted_is_refused() -> None:
         count_operations(inner, [torch.ones(3, 1, 2)])
 
 
+class Raw(nn.Module):
+    """A matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.ConvTranspose2d(1, 1, 2), r"0, a ConvTranspose2d, has weights \(weight\)"),
+        (nn.MultiheadAttention(2, 1), r"0, a MultiheadAttention, has weights \(in_proj_weight\)"),
+        (nn.Conv3d(1, 1, 2), "Conv3d"),
+        (nn.Bilinear(2, 2, 2), "Bilinear"),
+        (nn.LSTM(2, 2), "LSTM"),
+        (nn.Embedding(2, 2), "Embedding"),
+        (Raw(), "0, a Raw"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_that_are_not_known_are_refused(layer: nn.Module, message: str) -> None:
+    """Their operations would count as 0."""
+    with pytest.raises(ValueError, match=message + ".* cannot be counted"):
+        count_operations(nn.Sequential(layer, IF()), [PICTURES])
+    with pytest.raises(ValueError, match="the model, a Raw"):
+        count_operations(Raw(), [PICTURES])
+
+
+def test_norms_and_parametrized_layers_are_no_layers_of_their_own() -> None:
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        linear.weight = torch.eye(2)
+    norms = nn.Sequential(nn.LayerNorm((1, 2)), nn.RMSNorm((1, 2)), nn.PReLU())
+    found = count_operations(nn.Sequential(linear, norms, IF()), [PICTURES[:1, :, None, :2]])
+    assert found.multiply_accumulates + found.accumulates == 3 * 2
+
+
 class Filtered(nn.Module):
     """Spikes x [T, N, 2] through filters to a layer of 5, connected as a test chooses."""
 

@@ -335,6 +335,30 @@ def test_recurrent_under_autocast(gradients: bool, launched: list[str]) -> None:
         torch.testing.assert_close(got_grad, want_grad, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_after_an_infinite_input_neurons_go_on(neuron: type[Neuron], launched: list[str]) -> None:
+    x = torch.tensor([[0.5, 1.0], [torch.inf, -torch.inf], [2.0, 2.0], [0.5, 2.0]])
+    outcomes = [f(x, torch.zeros(2)) for f in sequence_functions(neuron(v_reset=-0.5))]
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0, equal_nan=True)
+    assert outcomes[0][1].isfinite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: sequences.neuron_sequence(x, x[0], neuron=IF().settings())[0],
+        lambda x: sequences.filter_sequence(x, x[0], k=0.5)[0],
+        lambda x: sequences.linear_recurrent_sequence(
+            x, (x[0], x[0]), weight=torch.ones(2, 4), bias=None, sub_module=IF()
+        )[0],
+    ],
+    ids=["neuron", "filter", "recurrent"],
+)
+def test_batched_gradients_are_refused(run: Callable[..., Any], launched: list[str]) -> None:
+    with pytest.raises(RuntimeError, match="'cupy' computes one gradient at a time"):
+        torch.autograd.functional.jacobian(run, torch.rand(3, 1, 2), vectorize=True)
+
+
 @pytest.fixture
 def instead_of_numba(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The CUDA kernels in place of the backend that runs on a CPU."""

@@ -368,7 +368,7 @@ class Mine(IF):
     [
         (IF(surrogate=Noisy(2.0)), torch.rand(4, 3), "surrogate Noisy overrides __call__"),
         (LinearRecurrentContainer(IF(surrogate=Noisy(2.0)), 3, 3), torch.rand(4, 2, 3), "Noisy"),
-        (LIF(), torch.ones(4, 3, dtype=torch.int64), r"input is torch\.int64"),
+        (SynapseFilter(2.0), torch.ones(4, 3, dtype=torch.complex64), r"input is torch\.complex64"),
         (Mine(), torch.rand(4, 3), "run neuron_sequence: it has no kernel for this function"),
         (IF(), torch.rand(4, 3, device="meta"), "does not run on meta"),
     ],
@@ -434,6 +434,41 @@ def test_a_second_derivative_is_refused() -> None:
     x_seq = random(4, 3).requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivatives"):
         torch.autograd.grad(IF()(x_seq).sum(), x_seq, create_graph=True)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_batched_gradients_are_refused(name: str) -> None:
+    """As under jacobian and hessian with vectorize=True; the reference computes them."""
+    module, x_seq = MODULES[name]().double(), random(3, 2, 5)
+
+    def jacobian(backend_name: str, vectorize: bool) -> Tensor:
+        set_backend(module, backend_name)
+        return torch.autograd.functional.jacobian(module, x_seq, vectorize=vectorize)
+
+    with pytest.raises(RuntimeError, match=r"one gradient at a time .* choose backend torch"):
+        jacobian("numba", vectorize=True)
+    expected = jacobian("torch", vectorize=True)
+    torch.testing.assert_close(jacobian("numba", vectorize=False), expected, **FLOAT64)
+    set_backend(module, "numba")
+    y_seq = module(x_seq.requires_grad_())
+    upstream = torch.ones(2, *y_seq.shape, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="one gradient at a time"):
+        torch.autograd.grad(y_seq, x_seq, upstream, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "recurrent" not in name])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_what_is_not_finite_does_what_it_does_in_the_reference(name: str, value: str) -> None:
+    """After +inf, a neuron with a hard reset goes on from its rest; all else is NaN or infinite."""
+    x_seq = random(7, 2, 5)
+    x_seq[2, 0, 1:3] = float(value)
+    module, outputs = MODULES[name]().double(), []
+    for backend_name in ("numba", "torch"):
+        set_backend(module, backend_name)
+        outputs.append((module(x_seq), *tensors(module.sequence(x_seq)[1])))
+    torch.testing.assert_close(*outputs, rtol=0, atol=0, equal_nan=True)
+    if value == "inf" and name in ("if", "lif"):
+        assert all(output.isfinite().all() for output in outputs[1])
 
 
 def test_several_python_threads_at_once(threads: Callable[[int], None]) -> None:

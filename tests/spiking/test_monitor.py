@@ -3,6 +3,7 @@
 import copy
 import importlib
 import pickle
+from collections import OrderedDict
 from contextlib import suppress
 from typing import Any
 
@@ -16,13 +17,22 @@ from rsnn_fmnist.spiking import (
     LIF,
     ElementWiseRecurrentContainer,
     LinearRecurrentContainer,
+    Observer,
     SequenceModule,
     SynapseFilter,
+    TimeDistributed,
     record,
     set_backend,
     step,
 )
-from rsnn_fmnist.spiking.monitor import Firing, SpikeCounts, count_spikes, is_observed, layers
+from rsnn_fmnist.spiking.monitor import (
+    Firing,
+    Recording,
+    SpikeCounts,
+    count_spikes,
+    is_observed,
+    layers,
+)
 from rsnn_fmnist.spiking.neuron import Neuron
 
 BACKENDS = ["torch", "numba", pytest.param("cupy", marks=pytest.mark.cuda)]
@@ -183,9 +193,10 @@ def test_two_recordings_at_once() -> None:
 
 
 def test_steps_and_halves_are_recorded_in_turn() -> None:
-    model, x_seq = exact_model("feedback"), pictures().permute(2, 0, 1)
-    with record(model) as whole:
-        model(pictures())
+    reader, x_seq = exact_model("feedback"), pictures().permute(2, 0, 1)
+    model: Any = nn.Sequential(OrderedDict(reader.named_children()))  # reads a column a step
+    with record(reader) as whole:
+        reader(pictures())
     state = None
     with record(model) as rec:
         for x in x_seq:
@@ -193,7 +204,7 @@ def test_steps_and_halves_are_recorded_in_turn() -> None:
     neurons = model.sn1
     assert isinstance(neurons, LinearRecurrentContainer)
     with record(neurons) as halves, torch.no_grad():
-        currents = model.fc1(x_seq)  # type: ignore[operator]
+        currents = model.fc1(x_seq)
         _, state = neurons.sequence(currents[:5])
         neurons.sequence(currents[5:], state)
     for layer in whole:
@@ -352,3 +363,102 @@ def test_a_model_is_observed_inside_the_contexts_only(context: Any) -> None:
     with context(model):
         assert is_observed(model)
     assert not is_observed(model)
+
+
+class Own(SequenceModule):
+    """A user's layer that calls an observer."""
+
+    observer: Observer | None
+
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h = x + (torch.zeros_like(x) if state is None else state)
+        s = (h >= 1).to(x.dtype)
+        if self.observer is not None:
+            self.observer(s[None], h[None])
+        return s, h - s
+
+
+class OfClass(Own):
+    """Its observer is an attribute of the class."""
+
+    observer = None
+
+
+class OfObject(Own):
+    """Its observer is an attribute of each object, and it has a threshold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observer = None
+        self.v_threshold = 1.0
+
+
+class Unseen(SequenceModule):
+    """A user's layer that calls no observer."""
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return x, state
+
+
+@pytest.mark.parametrize("kind", [OfClass, OfObject])
+def test_a_users_own_layer_is_recorded(kind: type[Own], capsys: Any) -> None:
+    """As a layer, and in a container; it does what an IF with a soft reset does."""
+    torch.manual_seed(0)
+    own = nn.Sequential(OrderedDict(sn1=kind(), sn2=LinearRecurrentContainer(kind(), 5, 5)))
+    expected: Any = copy.deepcopy(own)
+    expected.sn1, expected.sn2.sub_module = IF(v_reset=None), IF(v_reset=None)
+    set_backend(expected, "torch")
+    before = [set(vars(module)) for module in own.modules()]
+    x_seq = torch.rand(6, 3, 5, requires_grad=True) * 2
+    with record(own) as rec, count_spikes(own) as counts:
+        assert is_observed(own)
+        own(x_seq)
+    with record(expected) as right, count_spikes(expected) as right_counts:
+        expected(x_seq)
+    assert rec.order == list(rec) == ["sn1", "sn2"]
+    assert rec.unseen == right.unseen == []
+    for name in rec:
+        assert torch.equal(rec[name].s, right[name].s)
+        assert torch.equal(rec[name].h, right[name].h)
+        assert not rec[name].h.requires_grad
+    assert counts.firing() == right_counts.firing()
+    assert rec["sn1"].v_threshold == (1 if kind is OfObject else None)
+    assert [set(vars(module)) for module in own.modules()] == before
+    assert not is_observed(own)
+    own(x_seq)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("context", [record, count_spikes])
+def test_a_layer_that_is_not_seen_is_named_once(context: Any, capsys: Any) -> None:
+    class Around(SequenceModule):  # its parts are seen
+        def __init__(self) -> None:
+            super().__init__()
+            self.sn = IF()
+
+        def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            return self.sn.step(x, state)
+
+    parts = {context.__name__: Unseen(), "fb": LinearRecurrentContainer(Unseen(), 2, 2)}
+    others = {"sn": IF(), "sy": SynapseFilter(2.0), "around": Around()}
+    model = nn.Sequential(
+        OrderedDict(**parts, **others, relu=nn.ReLU(), flat=TimeDistributed(nn.ReLU()))
+    )
+    for _ in range(3):
+        with context(model):
+            model(torch.rand(3, 1, 2))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the activity of {context.__name__}, fb is not recorded" in line
+    assert "docs/inside.md" in line
+    assert Recording(model).unseen == [context.__name__, "fb"]
+
+
+def test_a_users_own_observer_stays() -> None:
+    neuron, seen = IF(), []
+    neuron.observer = observer = lambda s, h: seen.append(s.shape)
+    with record(neuron) as rec:
+        neuron(torch.ones(3, 2))
+    assert neuron.observer is observer
+    neuron(torch.ones(4, 2))
+    assert seen == [(3, 2), (4, 2)]
+    assert rec["model"].s.shape == (3, 2)

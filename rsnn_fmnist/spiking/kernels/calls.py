@@ -30,6 +30,9 @@ def refusal(
     user = _user_of_operations(x_seq)
     if user is not None:
         return f"a compiled loop bypasses the tensor operations that {user}"
+    if sub_module is not None and type(sub_module) not in (IF, LIF):
+        inner = type(sub_module).__name__
+        return f"a LinearRecurrentContainer has kernels around an IF or a LIF, not a {inner}"
     if isinstance(sub_module, IF | LIF):
         neuron = sub_module.settings()
     if x_seq.dtype not in FLOATS:
@@ -140,6 +143,19 @@ def as_wide(state: Tensor, shape: torch.Size) -> Tensor:
                 f"{list(shape)}: give a state of that shape, or choose backend torch"
             ) from None
     return state.contiguous()
+
+
+def refuse_batched_gradients(backend: str, *gradients: Tensor | None) -> None:
+    """Raise in a backward pass for several gradients at once: their tensors hold no memory."""
+    batched = torch._C._functorch
+    for gradient in gradients:
+        if gradient is not None and (
+            batched.is_legacy_batchedtensor(gradient) or batched.is_batchedtensor(gradient)
+        ):
+            raise RuntimeError(
+                f"backend {backend!r} computes one gradient at a time (no vectorize=True, no "
+                "is_grads_batched=True, no vmap); choose backend torch"
+            )
 
 
 def differentiable(*values: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...neuron import NeuronSettings
 from ...surrogate import ATan, PiecewiseQuadratic, SoftSign
+from ..calls import refuse_batched_gradients
 from . import loops
 from .loops import NeuronConstants
 
@@ -95,7 +96,7 @@ class Fire(torch.autograd.Function):
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_v: Tensor | None
     ) -> tuple[Tensor, Tensor, None]:
-        _refuse_second_derivatives()
+        _refuse_other_derivatives(grad_s, grad_v)
         (h,) = ctx.saved_tensors
         grad_s, grad_v = _contiguous(grad_s, h), _copied(grad_v, h[0])
         constants = constants_of(ctx.neuron)
@@ -126,7 +127,7 @@ class FireRecurrently(torch.autograd.Function):
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_y: Tensor | None, grad_v: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        _refuse_second_derivatives()
+        _refuse_other_derivatives(grad_s, grad_y, grad_v)
         h, for_y, y, s = ctx.saved_tensors
         grad_s = _contiguous(grad_s, h)
         grad_y, grad_v = _copied(grad_y, h[0]), _copied(grad_v, h[0])
@@ -169,7 +170,7 @@ class Filter(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, grad_y: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        _refuse_second_derivatives()
+        _refuse_other_derivatives(grad, grad_y)
         x, y, y_seq = ctx.saved_tensors
         grad, grad_y = _contiguous(grad, x), _copied(grad_y, y)
         grad_x, grad_k = torch.empty_like(x), torch.zeros_like(y)
@@ -191,8 +192,9 @@ class Filter(torch.autograd.Function):
         return grad_x, grad_y, torch.tensor(total, dtype=ctx.k_dtype)
 
 
-def _refuse_second_derivatives() -> None:
-    """Raise if autograd records this backward pass, as it does under create_graph=True."""
+def _refuse_other_derivatives(*gradients: Tensor | None) -> None:
+    """Raise if autograd records this backward pass (create_graph=True) or batches its gradients."""
+    refuse_batched_gradients("numba", *gradients)
     if torch.is_grad_enabled():
         raise RuntimeError(
             "backend 'numba' has no second derivatives (create_graph=True); choose backend torch"

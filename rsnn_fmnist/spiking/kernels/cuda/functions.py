@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ...neuron import NeuronSettings
 from ...surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, SoftSign
+from ..calls import refuse_batched_gradients
 from . import launch
 from .launch import Limits
 
@@ -151,6 +152,7 @@ class Fire(torch.autograd.Function):
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_v: Tensor | None
     ) -> tuple[Tensor, Tensor | None, None]:
+        refuse_batched_gradients("cupy", grad_s, grad_v)
         (h,) = ctx.saved_tensors
         grad_x = torch.empty_like(h, dtype=ctx.dtype)
         grad_v_first = torch.empty_like(h[0]) if ctx.needs_input_grad[1] else None
@@ -190,6 +192,7 @@ class FireRecurrently(torch.autograd.Function):
     def backward(
         ctx: Any, grad_s: Tensor | None, _: None, grad_y: Tensor | None, grad_v: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, None]:
+        refuse_batched_gradients("cupy", grad_s, grad_y, grad_v)
         h, for_y, y, s = ctx.saved_tensors
         grad_i = torch.empty_like(s)
         grad_y_first = torch.empty_like(y) if ctx.needs_input_grad[2] else None
@@ -232,6 +235,7 @@ class Filter(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, grad_last: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        refuse_batched_gradients("cupy", grad, grad_last)
         x, y, trace, k = ctx.saved_tensors
         grad_x = torch.empty_like(x)
         grad_y = torch.empty_like(y) if ctx.needs_input_grad[1] else None
