@@ -7,6 +7,7 @@ own model is registered in the same way, from the user's own file (--models-file
 
 import hashlib
 import inspect
+import io
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from .config import Experiment
 from .data.pictures import CLASSES, SIDE
 from .errors import RunError, UsageError, first_line, with_type
 from .spiking import IF, SURROGATES, LinearRecurrentContainer, SynapseFilter
+from .spiking.sequence import State, sequential_step
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -83,6 +85,10 @@ class ColumnReader(nn.Sequential):
         s_seq: Tensor = super().forward(x_seq)  # type: ignore[no-untyped-call]
         at_least_float32 = torch.promote_types(s_seq.dtype, torch.float32)
         return s_seq.mean(0, dtype=at_least_float32)
+
+    def step(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Advance by one column, x [N, H] -> the last layer's spikes [N, classes], the state."""
+        return sequential_step(self, x, state)
 
 
 def neurons(surrogate: str, detach: bool) -> IF:
@@ -272,7 +278,7 @@ def check_model(
     """Run the model on two blank pictures; leaves the model and all random states unchanged.
 
     Raises:
-        RunError: it fails, or does not return scores [N, 10].
+        RunError: it fails, or does not return scores [N, 10]; a checkpoint cannot hold its state.
     """
     model.eval()
     with random_state.unchanged(device), autocast:
@@ -290,3 +296,13 @@ def check_model(
         )
     if not (scores.is_floating_point() and scores.requires_grad):
         raise RunError(f"the model {name} returns {scores.dtype} scores that carry no gradient")
+    file = io.BytesIO()
+    try:
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:  # of pickle, or of the user's get_extra_state
+        raise RunError(
+            f"the model {name} has a state that a checkpoint cannot hold ({with_type(error)}); its "
+            "get_extra_state should return tensors and plain types"
+        ) from error

@@ -1,10 +1,12 @@
 """One run, from its settings to its exit code. Everything is checked before anything is written."""
 
+import dataclasses
 import shlex
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from . import config, random_state
 from .config import Experiment, Machine, Settings
@@ -16,8 +18,9 @@ from .errors import RunError, UsageError
 from .interrupt import BROKEN_PIPE, Interrupt, InterruptedRunError
 from .metrics import Sums
 from .models import build_model, check_model, import_models, imported, temporary_models
-from .session import Progress, Row, Session, best_metric, best_row, open_session
-from .spiking import set_backend
+from .session import Precision, Progress, Row, Session, best_metric, best_row, open_session
+from .spiking import BackendUnavailableError, set_backend
+from .spiking.backend import backends_in_use
 from .storage import checkpoint, dataset_cache, provenance
 from .storage.checkpoint import Content
 from .storage.resume import (
@@ -86,8 +89,6 @@ def prepare_session(experiment: Experiment, machine: Machine, world: World) -> t
     backend = choose_backend(machine.backend, device)
     configure(machine)
     session = build_session(experiment, machine, device, load_pictures(experiment, machine), world)
-    set_backend(session.model, machine.backend)
-    check_model(experiment.model, session.model, device, session.precision.autocast())
     refuse_unshareable(session.model, experiment.batch_size, world)
     return session, backend
 
@@ -101,6 +102,8 @@ def prepare(machine: Machine, settings: Settings) -> int:
     experiment = config.from_settings(Experiment, settings)
     check_experiment(experiment, machine)
     load_pictures(experiment, machine)
+    device = torch.device("cpu")  # the accelerator may be on other machines only
+    initial_model(experiment, dataclasses.replace(machine, backend="auto"), device)
     print(f"run      {locate(experiment, machine)}")
     return 0
 
@@ -130,8 +133,7 @@ def build_session(
     world: World = ALONE,
 ) -> Session:
     """The session before its first batch: weights drawn from the seed, pictures on the device."""
-    random_state.seed(experiment.seed)
-    model = build_model(experiment)
+    model = initial_model(experiment, machine, device)
 
     def loader(part: Pictures) -> Loader:
         return Loader(part, device, normalize=experiment.normalize, workers=machine.workers)
@@ -142,6 +144,19 @@ def build_session(
     return open_session(experiment, device, model, loaders, graph=machine.graph, world=world)
 
 
+def initial_model(experiment: Experiment, machine: Machine, device: torch.device) -> nn.Module:
+    """The model on its device, drawn from the seed, checked before anything is made of it."""
+    random_state.seed(experiment.seed)
+    model = build_model(experiment).to(device)
+    set_backend(model, machine.backend)
+    check_model(experiment.model, model, device, Precision.of(experiment, device).autocast())
+    try:
+        backends_in_use(model, device)
+    except BackendUnavailableError as error:
+        raise RunError(f"--backend {machine.backend}: {error}") from None
+    return model
+
+
 def announce(console: Console, session: Session, backend: str) -> None:
     """Print what was chosen."""
     experiment, device, world = session.experiment, session.device, session.world
@@ -150,6 +165,9 @@ def announce(console: Console, session: Session, backend: str) -> None:
     kind = "synthetic" if experiment.dataset == "synthetic" else "FashionMNIST"
     held = f", {len(session.val):,} held out" if session.val else ""
     precision = str(session.precision.dtype or torch.float32).removeprefix("torch.")
+    used = backends_in_use(session.model, device)
+    differing = [name for name, other in used.items() if other != backend]
+    others = f" (in torch: {', '.join(differing)})" if differing else ""
     models_file = imported()
     origin = f", from {models_file.path}" if models_file else ""
     console.info(
@@ -161,7 +179,7 @@ def announce(console: Console, session: Session, backend: str) -> None:
     )
     console.info(
         f"device   {device} ({device_name(device)}), {threads} CPU "
-        f"thread{'s' if threads > 1 else ''}, backend {backend}, {precision}"
+        f"thread{'s' if threads > 1 else ''}, backend {backend}{others}, {precision}"
     )
     if world.size > 1:
         least, most = experiment.batch_size // world.size, -(-experiment.batch_size // world.size)

@@ -155,8 +155,9 @@ def _alike(error: RunError) -> RunError:
     return error
 
 
-def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+def _on_cpu(model: nn.Module) -> dict[str, Any]:
+    state = model.state_dict()
+    return {name: v.cpu() if isinstance(v, Tensor) else v for name, v in state.items()}
 
 
 @contextmanager

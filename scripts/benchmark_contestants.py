@@ -135,7 +135,6 @@ def run_ours(case: Case) -> float:
     from rsnn_fmnist.data.splits import epoch_order
     from rsnn_fmnist.metrics import Sums
     from rsnn_fmnist.run import build_session
-    from rsnn_fmnist.spiking import set_backend
     from rsnn_fmnist.training.step import training_step
 
     contestant = CONTESTANTS[case.contestant]
@@ -156,7 +155,6 @@ def run_ours(case: Case) -> float:
         torch.device(contestant.device),
         Splits(pictures, None, pictures.subset(torch.arange(1))),
     )
-    set_backend(session.model, contestant.backend)
     session.model.train()
     sums = Sums(session.device)
     step = training_step(session, sums)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import SMALL, refused, stop
+from helpers.runs import SMALL, command, final, refused, same, stop
 
 from rsnn_fmnist import cli, models
 from rsnn_fmnist.errors import RunError
@@ -211,6 +211,66 @@ def test_a_file_changed_within_a_second_runs_as_it_is(here: Path) -> None:
             assert f"mine-{word}" in models.MODELS
         assert "mine-first" not in models.MODELS
     assert "mine-other" not in models.MODELS
+
+
+ODD = """
+import torch
+from rsnn_fmnist.models import register
+
+class Odd(torch.nn.Sequential):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x)
+
+    def get_extra_state(self):
+        return {state}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+@register("mine")
+def mine():
+    return Odd(torch.nn.Flatten(), torch.nn.LazyLinear(16), torch.nn.LazyLinear(10))
+"""
+
+
+@pytest.mark.usefixtures("small_synthetic")
+def test_lazy_layers_and_a_state_that_is_no_tensor(here: Path, capsys: Any) -> None:
+    (here / "mine.py").write_text(ODD.replace("{state}", "dict(calls=self.calls)"))
+    flags = f"--models-file {here / 'mine.py'} --model mine --lr 0.01"
+    assert cli.main(command(here / "whole", flags)) == 0
+    assert stop(command(here / "stopped", flags), after=17) == 130
+    assert cli.main(command(here / "stopped", f"{flags} --resume auto")) == 0
+    assert same(final(here / "stopped"), final(here / "whole"))
+    kept = final(here / "whole")["files"]["latest.pt"]["model"]
+    assert kept["_extra_state"] == {"calls": 30}
+    assert kept["1.weight"].shape == (16, 784)
+
+
+@pytest.mark.usefixtures("small_synthetic")
+@pytest.mark.parametrize("mode", [[], ["--prepare-only"]])
+def test_a_state_that_a_checkpoint_cannot_hold(here: Path, capsys: Any, mode: list[str]) -> None:
+    """Refused before anything is trained, and by what is run before many runs."""
+    (here / "mine.py").write_text(ODD.replace("{state}", "object()"))
+    line = refused(capsys, 1, *COMMAND, *mode)
+    assert "the model mine has a state that a checkpoint cannot hold" in line
+    line = refused(capsys, 2, *COMMAND, "--hidden", "64", *mode)
+    assert "--hidden 64: the model mine has no such option" in line
+
+
+def test_a_column_reader_advances_by_a_column() -> None:
+    torch.manual_seed(0)
+    model, x = models.build("feedback"), torch.rand(5, 28, 28) * 4
+    state, spikes = None, []
+    for t in range(28):
+        s, state = model.step(x[:, :, t], state)
+        spikes.append(s)
+    assert torch.stack(spikes).any()
+    assert torch.equal(torch.stack(spikes).mean(0), model(x))
 
 
 def test_a_models_file_may_be_given_again(here: Path) -> None:

@@ -45,9 +45,12 @@ def inspect_picture(
     x, labels, scores, recording = record_pictures(session, torch.tensor([index]))
     label, answer = int(labels[0]), int(scores[0].argmax())
     figure = figures.network_at_work(x[0], label, scores[0], figures.sample(recording, 0))
-    operations = count_operations(session.model, [x])
+    try:
+        cost = cost_lines(count_operations(session.model, [x]))
+    except ValueError as error:  # a layer whose operations are not known
+        cost = f"operations are not counted: {error}"
     lines = f"test picture {index}: {CLASS_NAMES[label]}, classified as {CLASS_NAMES[answer]}\n"
-    return lines + cost_lines(operations), f"{_stem(path)}_picture{index}.png", figure
+    return lines + cost, f"{_stem(path)}_picture{index}.png", figure
 
 
 def read(path: Path) -> checkpoint.Content:

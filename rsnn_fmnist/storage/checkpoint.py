@@ -139,8 +139,9 @@ def _check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     own = model.state_dict()
     if weights.keys() != own.keys():
         raise ValueError("the weights have other names")
-    for name, tensor in weights.items():
-        if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
+    for name, value in own.items():
+        tensor = weights[name]
+        if isinstance(value, Tensor) and (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
             raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}")
 
 

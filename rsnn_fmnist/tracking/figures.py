@@ -43,7 +43,7 @@ class Trains:
 
     s: Array
     h: Array
-    v_threshold: float
+    v_threshold: float | None
 
 
 @dataclass(frozen=True)

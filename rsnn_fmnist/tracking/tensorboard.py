@@ -63,7 +63,7 @@ class TensorBoard:
             written = _written(folder)
             purge = epoch if written else None
             self._writer: Any = SummaryWriter(str(folder), purge_step=purge)  # partly typed
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise RunError(
                 f"{folder}: cannot be written ({first_line(error)}); make room for it, or leave "
                 "out --tb"

@@ -116,7 +116,7 @@ class CompiledGradients:
     """Called with a selection, adds it to `sums` and leaves the gradients in the parameters' .grad.
 
     Args:
-        model: one for which `refusal` returns None.
+        model: one for which `refusal` returns None; its layers' settings are read once, here.
         loader: of the selections.
     """
 

@@ -3,9 +3,11 @@
 A run that stops between any two batches resumes as if it had never stopped.
 """
 
+import copy
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -172,5 +174,10 @@ def refuse_divergence(session: Session, progress: Progress) -> None:
 def keep_best(session: Session, progress: Progress, row: Row) -> None:
     """Keep the weights where the epoch is the best so far; the first of equals stays."""
     if best_row(session.experiment, [*progress.rows, row]) is row:
-        weights = {name: t.cpu().clone() for name, t in session.model.state_dict().items()}
+        weights = {name: _kept(value) for name, value in session.model.state_dict().items()}
         progress.best = Best(row["epoch"], row[best_metric(session.experiment)], weights)
+
+
+def _kept(value: Any) -> Any:
+    """A part of a model's state, unaffected by further training."""
+    return value.cpu().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
