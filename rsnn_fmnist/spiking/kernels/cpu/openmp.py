@@ -20,8 +20,8 @@ PARALLEL is False. `fork` generates the equivalent of:
 
 Besides numba's documented interface, this file uses dispatcher._cache with its
 _cache_file._source_stamp, loop.dispatcher.get_compile_result, loop.get_call_type,
-context.active_code_library and context.declare_function; tested with numba 0.68.1 and
-llvmlite 0.50.0.
+context.active_code_library and context.declare_function; tested with numba 0.61.0 and 0.68.1
+(llvmlite 0.44.0 and 0.50.0).
 """
 
 import ctypes
