@@ -7,18 +7,18 @@ handed to the model as the view [N, H, W = T] of pictures. Augmentation is left 
 import atexit
 import contextlib
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Listener
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import RunError, first_line, warn
+from ..errors import first_line, warn
 from .pictures import Pictures
 
 MEAN, DEVIATION = 0.2860, 0.3530  # of FashionMNIST's training pixels in [0, 1]
@@ -48,10 +48,8 @@ class Loader:
         self.shift = torch.tensor(-mean / deviation, device=device)
         self.count = len(pictures)
         if workers:
-            _check_sockets(workers)
             self._host = pictures
-            self._sampler: list[Tensor] = []
-            self._stream = _stream(pictures, self._sampler, workers)
+            self._stream: _Stream | None = None
             self._failed = False
             atexit.register(self.close)
             pictures = pictures.subset(torch.empty(0, dtype=torch.int64))
@@ -68,11 +66,9 @@ class Loader:
         """
         if not self.workers:
             return
-        stream: Any = self._stream._iterator  # None: not started
-        if stream is not None:
-            for worker in stream._workers:
-                worker.kill()  # torch would wait for one that is stopped
-            stream._shutdown_workers()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
         atexit.unregister(self.close)
 
     def selections(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -94,19 +90,18 @@ class Loader:
         """The batches on the host, from the workers; from this process once a worker has died."""
         done = 0
         if not self._failed:
-            self._sampler[:] = indices
+            if self._stream is None:
+                self._stream = _Stream(self._host, len(self.pictures), self.workers)
             try:
-                with _signals_blocked():
-                    stream = iter(self._stream)  # the first call starts the processes
-                for batch in stream:
+                for batch in self._stream.batches(indices):
                     yield batch
                     done += 1
-            except (RuntimeError, OSError, EOFError) as error:
+            except RuntimeError as error:
                 self._failed = True
                 self.close()
                 warn(f"{first_line(error)}; without -j from here on")
         for selection in indices[done:]:
-            yield _Batches(self._host)[selection]
+            yield self._host.columns[selection], self._host.labels[selection]
 
     def _make_room(self, count: int) -> None:
         """A buffer for batches of `count`; it stays in place, since a CUDA graph reads from it."""
@@ -145,52 +140,80 @@ def batch_indices(order: Tensor, batch_size: int, *, drop_last: bool) -> list[Te
     return batches
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """A set in shared memory, indexed by a whole batch."""
+class _Batches(Dataset[tuple[int, int]]):
+    """A set and buffers for batches of it, both in memory that processes share.
 
-    def __init__(self, pictures: Pictures) -> None:
+    Between processes pass the number of a buffer and what to write there, and no tensors: these
+    need sockets, which are left behind where a process dies, and a path short enough for them.
+    """
+
+    def __init__(self, pictures: Pictures, buffers: Pictures) -> None:
         self.pictures = pictures
+        self.buffers = buffers
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.pictures.columns[indices], self.pictures.labels[indices]
+    def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> tuple[int, int]:
+        """Write the pictures of some indices into a buffer -> its number, and how many they are."""
+        buffer, indices = item
+        chosen, count = torch.from_numpy(indices), len(indices)
+        self.buffers.columns[buffer, :count] = self.pictures.columns[chosen]
+        self.buffers.labels[buffer, :count] = self.pictures.labels[chosen]
+        return buffer, count
 
 
-class _Stream(DataLoader[tuple[Tensor, Tensor]]):
-    def check_worker_number_rationality(self) -> None:
-        """No warning for more processes than cores: the tutorial's commands say -j 4."""
-
-
-def _stream(
-    pictures: Pictures, sampler: list[Tensor], workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """The batches of `sampler`'s index tensors, gathered by processes that outlive an epoch.
+class _Stream(DataLoader[tuple[int, int]]):
+    """Batches of at most `size` pictures, gathered by processes that outlive an epoch.
 
     Spawned, not forked: a fork after numba's or OpenMP's threads have run can hang. A generator of
     its own leaves torch's random state alone.
     """
-    return _Stream(
-        _Batches(pictures),
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=True,
-        multiprocessing_context="spawn",
-        generator=torch.Generator(),
-    )
+
+    def __init__(self, pictures: Pictures, size: int, workers: int) -> None:
+        ahead = 2 * workers  # batches asked for; one more may be in use
+        columns, labels = pictures.columns, pictures.labels
+        self._buffers = Pictures(
+            columns.new_empty(ahead + 1, size, *columns.shape[1:]).share_memory_(),  # type: ignore[no-untyped-call]
+            labels.new_empty(ahead + 1, size).share_memory_(),  # type: ignore[no-untyped-call]
+        )
+        self._items: list[tuple[int, NDArray[np.int64]]] = []
+        super().__init__(
+            _Batches(pictures, self._buffers),
+            sampler=self._items,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # called with an item, not a list
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+            generator=torch.Generator(),
+        )
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Columns and labels of each index tensor [N]; the batch after the next overwrites them.
+
+        Raises:
+            RuntimeError: a process has died.
+        """
+        columns, labels = self._buffers.columns, self._buffers.labels
+        self._items[:] = [(n % len(columns), i.numpy()) for n, i in enumerate(indices)]
+        with _signals_blocked():
+            stream = iter(self)  # the first call starts the processes
+        for buffer, count in stream:
+            yield columns[buffer, :count], labels[buffer, :count]
+
+    def close(self) -> None:
+        """End the processes."""
+        iterator: Any = self._iterator  # None: not started
+        if iterator is not None:
+            for worker in iterator._workers:
+                worker.kill()  # torch would wait for one that is stopped
+            iterator._shutdown_workers()
+
+    def check_worker_number_rationality(self) -> None:
+        """No warning for more processes than cores: the tutorial's commands say -j 4."""
 
 
-def _check_sockets(workers: int) -> None:
-    """Raise RunError where workers could not send their batches, which torch waits for forever.
-
-    They do so through sockets in the folder for temporary files, whose path may be too long.
-    """
-    try:
-        Listener().close()
-    except OSError as error:
-        raise RunError(
-            f"-j {workers}: no socket in the folder for temporary files, {tempfile.gettempdir()} "
-            f"({first_line(error)}); set TMPDIR to a folder with a short path, or leave out -j"
-        ) from None
+def _as_it_is(item: tuple[int, int]) -> tuple[int, int]:
+    return item
 
 
 @contextlib.contextmanager
