@@ -114,7 +114,7 @@ def open_session(
         loaders: of the training, held-out and test pictures.
     """
     model = model.to(device)
-    optimizer = build_optimizer(model, experiment)
+    optimizer = build_optimizer(list(model.parameters()), experiment)
     precision = Precision.of(experiment, device)
     train, val, test = loaders
     return Session(
@@ -152,21 +152,25 @@ def best_row(experiment: Experiment, rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: (row[best_metric(experiment)], -row["epoch"]))
 
 
-def build_optimizer(model: nn.Module, experiment: Experiment) -> Optimizer:
+def build_optimizer(parameters: Sequence[nn.Parameter], experiment: Experiment) -> Optimizer:
     """One of torch's optimizers, fused: one call for all parameters, which a CUDA graph can hold.
 
-    SGD's momentum starts as zeros, which gives the same first step as torch's own start. torch
-    would allocate it in the first step and, where gradient scaling skips that step, leave it
+    Its state starts as zeros, which gives the same first step as torch's own start. torch would
+    allocate it in the first step and, where gradient scaling skips that step, leave SGD's momentum
     uninitialized. A graph's learning rate needs a single parameter group.
     """
     lr, weight_decay = experiment.lr, experiment.weight_decay
     if experiment.opt == "adam":
-        return Adam(model.parameters(), lr, weight_decay=weight_decay, fused=True, capturable=True)
+        adam = Adam(parameters, lr, weight_decay=weight_decay, fused=True, capturable=True)
+        for p in parameters:
+            zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            adam.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **zeros}
+        return adam
     if experiment.opt != "sgd":
         raise ValueError(f"unknown optimizer {experiment.opt!r}")
     momentum = experiment.momentum
-    sgd = SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
-    for p in model.parameters() if momentum else ():
+    sgd = SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=True)
+    for p in parameters if momentum else ():
         sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
 
@@ -198,7 +202,7 @@ def advance(scheduler: LRScheduler) -> None:
 
 def take_schedule(session: Session, epoch: int) -> None:
     """Set scheduler and learning rate to the experiment's schedule at `epoch`."""
-    other = build_optimizer(session.model, session.experiment)
+    other = build_optimizer(list(session.model.parameters()), session.experiment)
     scheduler = build_scheduler(other, session.experiment, epoch)
     session.scheduler.load_state_dict(scheduler.state_dict())
     for group, rate in zip(session.optimizer.param_groups, scheduler.get_last_lr(), strict=True):

@@ -216,11 +216,12 @@ def test_a_run_with_fewer_epochs_than_are_done_is_finished(here: Path, capsys: A
     ("flags", "step"),
     [
         ("--no-graph", "eager: --no-graph"),
-        ("--amp", "eager: mixed precision"),
+        ("--amp", "compiled"),
+        ("--amp --amp-dtype float16", "eager: float16"),
         ("--backend torch", "eager: sn1 runs in torch"),
     ],
 )
-def test_the_step_and_why_it_is_eager(here: Path, capsys: Any, flags: str, step: str) -> None:
+def test_the_step_and_why_it_is_chosen(here: Path, capsys: Any, flags: str, step: str) -> None:
     arguments = command(here, f"{flags} --epochs 1")
     assert cli.main(arguments) == 0
     assert f"step     {step}" in capsys.readouterr().out.splitlines()

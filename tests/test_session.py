@@ -22,11 +22,11 @@ from rsnn_fmnist.session import Precision, best_row, build_optimizer, build_sche
 def test_schedules(settings: dict[str, Any], rates: list[float]) -> None:
     experiment = Experiment(model="plain", **settings)
     model = models.build("plain")
-    optimizer = build_optimizer(model, experiment)
+    optimizer = build_optimizer(list(model.parameters()), experiment)
     scheduler = build_scheduler(optimizer, experiment, 0)
     for epoch, rate in enumerate(rates):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-7)
-        late = build_optimizer(model, experiment)
+        late = build_optimizer(list(model.parameters()), experiment)
         build_scheduler(late, experiment, epoch)
         assert late.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
         optimizer.step()
@@ -35,11 +35,15 @@ def test_schedules(settings: dict[str, Any], rates: list[float]) -> None:
 
 def test_optimizers_are_the_experiments() -> None:
     model = models.build("plain")
-    sgd = build_optimizer(model, Experiment(lr=0.5, momentum=0.25, weight_decay=0.125))
+    sgd = build_optimizer(
+        list(model.parameters()), Experiment(lr=0.5, momentum=0.25, weight_decay=0.125)
+    )
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.defaults["lr"], sgd.defaults["momentum"]) == (0.5, 0.25)
     assert sgd.defaults["weight_decay"] == 0.125
-    adam = build_optimizer(model, Experiment(opt="adam", lr=0.5, weight_decay=0.125))
+    adam = build_optimizer(
+        list(model.parameters()), Experiment(opt="adam", lr=0.5, weight_decay=0.125)
+    )
     assert isinstance(adam, torch.optim.Adam)
     assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.5, 0.125)
 

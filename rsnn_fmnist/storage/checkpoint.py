@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .. import config, random_state
 from ..config import Experiment
@@ -49,8 +50,8 @@ def capture(session: Session, progress: Progress) -> Content:
     """The whole state of a run, between two batches."""
     return {
         **_header("run", session.experiment),
-        "model": session.model.state_dict(),
-        "optimizer": session.optimizer.state_dict(),
+        "model": tree_map(_own, dict(session.model.state_dict())),
+        "optimizer": tree_map(_own, session.optimizer.state_dict()),
         "scheduler": session.scheduler.state_dict(),
         "scaler": session.scaler.state_dict(),
         "epoch": progress.epoch,
@@ -62,6 +63,11 @@ def capture(session: Session, progress: Progress) -> Content:
         "gradient_norm": progress.gradient_norm,
         "random_state": random_state.capture(session.device),
     }
+
+
+def _own(value: Any) -> Any:
+    """A tensor with memory of its own: torch.save would write all that a view is a part of."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def capture_best(session: Session, progress: Progress) -> Content | None:

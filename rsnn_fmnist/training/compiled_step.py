@@ -1,13 +1,11 @@
 """The gradients of a training step from one compiled CPU loop, for chains of layers.
 
 Such a chain is a `ColumnReader` of Linear layers, IF and LIF neurons, synapse filters and linear
-recurrent containers around a neuron, in float32 or float64; `refusal` says why another model is
-not. No module's `forward` runs: the loop, spiking/kernels/cpu/chain.py, reads the layers' weights
-and computes what autograd does, with sums over features and samples in another order. Needs numba,
-so import it only where numba works. Left out: half precision.
+recurrent containers around a neuron, in float32, float64 or torch's bfloat16 autocast; `refusal`
+says why another model is not. No module's `forward` runs: the loop, spiking/kernels/cpu/chain.py,
+reads the layers' weights and computes what autograd does, with sums over features and samples in
+another order. Needs numba, so import it only where numba works. Left out: float16.
 """
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +17,10 @@ from ..metrics import Sums
 from ..models import ColumnReader
 from ..spiking import IF, LIF, LinearRecurrentContainer, SynapseFilter
 from ..spiking.kernels.cpu import chain
+from ..spiking.kernels.cpu.fold import FOLD, plan
 from ..spiking.kernels.cpu.functions import constants_of
-from ..spiking.kernels.cpu.loops import GIVEN
+from ..spiking.kernels.cpu.rows import GIVEN
+from .flat_parameters import FlatParameters
 
 KINDS = {
     nn.Linear: chain.LINEAR,
@@ -29,13 +29,15 @@ KINDS = {
     SynapseFilter: chain.FILTER,
     LinearRecurrentContainer: chain.RECURRENT,
 }
-ABSENT = -1  # no such parameter
-WIDEST = 128  # features; wider layers are faster eagerly, with the products of torch's BLAS
 SMALLEST = 16  # samples that are worth a thread of their own
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Why the loop cannot compute the model's gradients; None: it can, if nothing observes it."""
+def refusal(model: nn.Module, *, half: bool = False) -> str | None:
+    """Why the loop cannot compute the model's gradients; None: it can, if nothing observes it.
+
+    Args:
+        half: in bfloat16 autocast.
+    """
     if type(model) is not ColumnReader or not len(model):
         return f"{type(model).__name__} is not a chain of layers"
     parameters = list(model.parameters())
@@ -44,6 +46,10 @@ def refusal(model: nn.Module) -> str | None:
         {("cpu", torch.float64)},
     ):
         return "its weights are not all float32, or all float64, on the CPU"
+    if half and type(model[0]) not in (nn.Linear, LinearRecurrentContainer):
+        return "in mixed precision it begins with a layer that is not linear"
+    if half and parameters[0].dtype != torch.float32:
+        return "mixed precision of float64 weights"
     if not all(p.requires_grad for p in parameters):
         return "some of its weights are not learnt"
     reasons = (_layer_refusal(name, layer) for name, layer in model.named_children())
@@ -97,9 +103,6 @@ def _layer_refusal(name: str, layer: nn.Module) -> str | None:
         return f"{name} has a {type(neuron).__name__} inside"
     if isinstance(neuron, IF | LIF) and constants_of(neuron.settings()).slope == GIVEN:
         return f"{type(neuron.surrogate).__name__} has no compiled slope"
-    widest = max(features(layer, 0))
-    if widest > WIDEST:
-        return f"{name} has {widest} features, and eager is faster above {WIDEST}"
     return None
 
 
@@ -116,85 +119,104 @@ class CompiledGradients:
     """Called with a selection, adds it to `sums` and leaves the gradients in the parameters' .grad.
 
     Args:
-        model: one for which `refusal` returns None; its layers' settings are read once, here.
+        flat: the parameters of a model for which `refusal` returns None; its layers' settings are
+            read once, here.
         loader: of the selections.
+        half: in torch's bfloat16 autocast.
     """
 
-    def __init__(self, model: nn.Module, loader: Loader, sums: Sums) -> None:
+    def __init__(
+        self, model: nn.Module, flat: FlatParameters, loader: Loader, sums: Sums, half: bool = False
+    ) -> None:
         self.loader = loader
-        self.sums = sums
-        self.parameters = list(model.parameters())
-        self.flat = nn.utils.parameters_to_vector(self.parameters).detach()
-        self.gradient = torch.zeros_like(self.flat)
-        sizes = [p.numel() for p in self.parameters]
-        for p, gradient in zip(self.parameters, torch.split(self.gradient, sizes), strict=True):
-            p.grad = gradient.view_as(p)
-        self.layers, self.size = program(model)
-        self.spaces = np.empty((0, 4, 0), self.flat.numpy().dtype)
+        self.half = half
+        self.values, self.gradient = flat.values.detach().numpy(), flat.gradient.numpy()
+        self.totals = sums.totals.numpy()
+        self.dtype = flat.values.dtype
+        self.shift = loader.shift.item()
+        self.layers, self.folds, more = records(model), np.zeros(0, FOLD), 0
+        if not half:
+            kinds = chain.LINEAR, chain.RECURRENT
+            self.layers, self.folds, more = plan(self.layers, len(self.values), *kinds)
+        self.size = len(self.values) + more
+        self.kept, self.passing = chain.lay_out(self.layers, SIDE, half)
+        self.threads = 0
         self._compile()
 
     def __call__(self, selection: Tensor) -> None:
-        torch.cat([p.detach().reshape(-1) for p in self.parameters], out=self.flat)
         pictures = self.loader.pictures
-        arguments = self._arguments(pictures.columns, pictures.labels, selection)
-        chain.chain(*arguments)
-        *_, gradients, sums = arguments
-        np.sum(gradients, axis=0, out=self.gradient.numpy())
-        self.sums.totals += torch.from_numpy(sums.sum(0))
+        self._run(pictures.columns, pictures.labels, selection, self.gradient, self.totals)
 
     def _compile(self) -> None:
         """Compile the loop on a blank picture, so that no step's time includes it."""
         blank = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
         only = torch.zeros(1, dtype=torch.int64)
-        chain.chain(*self._arguments(blank, only, only))
+        self._run(blank, only, only, self.gradient.copy(), self.totals.copy())
 
-    def _arguments(self, columns: Tensor, labels: Tensor, indices: Tensor) -> tuple[Any, ...]:
-        """The arguments of chain.chain, for pictures `indices` [N] of columns [M, T, H]."""
+    def _run(
+        self,
+        columns: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        gradient: np.ndarray,
+        totals: np.ndarray,
+    ) -> None:
+        """chain.chain for pictures `indices` [N] of columns [M, T, H]."""
         threads = max(1, min(torch.get_num_threads(), len(indices) // SMALLEST))
-        self._make_space(threads, columns.shape[1] * min(len(indices), chain.LANES))
-        return (
+        steps = columns.shape[1]
+        if threads > self.threads or steps > self.steps:
+            self._make_space(threads, steps)
+        chain.chain(
             threads,
-            columns.numpy(),
+            columns.numpy().reshape(len(columns), -1).view(np.uint32),
+            steps,
             labels.numpy(),
             indices.numpy(),
             self.loader.scale,
-            self.loader.shift.item(),
+            self.shift,
             self.layers,
-            self.flat.numpy(),
-            self.spaces,
-            np.zeros((threads, len(self.flat)), self.spaces.dtype),
+            self.folds,
+            self.kept,
+            self.half,
+            self.values,
+            *self.spaces,
+            gradient,
+            totals,
+        )
+
+    def _make_space(self, threads: int, steps: int) -> None:
+        """Working space for so many threads and steps.
+
+        torch aligns it to cache lines, numpy does not: half of all vectors would lie in two lines.
+        """
+        self.threads, self.steps = threads, steps
+        size = (self.kept * steps + self.passing) * chain.SAMPLES
+        self.spaces = (
+            torch.zeros(threads, size, dtype=self.dtype).numpy(),
+            torch.zeros(threads, self.size, dtype=self.dtype).numpy(),
             np.zeros((threads, 4)),
         )
 
-    def _make_space(self, threads: int, lanes: int) -> None:
-        """Make room for a block of `lanes` values of every feature for each thread."""
-        if self.spaces.shape[0] < threads or self.spaces.shape[2] < self.size * lanes:
-            self.spaces = np.empty((threads, 4, self.size * lanes), self.spaces.dtype)
 
-
-def program(model: nn.Module) -> tuple[np.ndarray, int]:
-    """The layers as the loop reads them, and the number of features that a block holds."""
+def records(model: nn.Module) -> np.ndarray:
+    """The layers as the loop reads them, but for where their values lie."""
     layers = np.zeros(len(list(model.children())), chain.LAYER)
     offsets, first = {}, 0
     for name, p in model.named_parameters():
         offsets[name], first = first, first + p.numel()
-    held = given = SIDE
-    widest = 0
+    given = SIDE
     for record, (name, layer) in zip(layers, model.named_children(), strict=True):
         inputs, outputs = features(layer, given)
         record["kind"], record["inputs"], record["outputs"] = KINDS[type(layer)], inputs, outputs
         within = f"{name}.rc" if isinstance(layer, LinearRecurrentContainer) else name
         weight = f"{name}.w" if isinstance(layer, SynapseFilter) else f"{within}.weight"
-        record["weight"] = offsets.get(weight, ABSENT)
-        record["bias"] = offsets.get(f"{within}.bias", ABSENT)
+        record["weight"] = offsets.get(weight, chain.ABSENT)
+        record["bias"] = offsets.get(f"{within}.bias", chain.ABSENT)
         if isinstance(layer, SynapseFilter) and not layer.learnable:
             record["k"] = layer.decay()
         neuron = getattr(layer, "sub_module", layer)
         if isinstance(neuron, IF | LIF):
             for field, value in constants_of(neuron.settings())._asdict().items():
                 record[field] = value
-        record["out"], record["h"] = held, held + outputs
-        held += outputs * (2 if isinstance(neuron, IF | LIF) else 1)
-        widest = max(widest, inputs + outputs)
         given = outputs
-    return layers, max(held, widest)
+    return layers

@@ -20,6 +20,7 @@ from ..spiking import SequenceModule
 from ..spiking.backend import resolve
 from ..spiking.monitor import is_observed
 from .cuda_graph import GRAPHS, GraphStep, LearningRate
+from .flat_parameters import FlatParameters
 from .shared_gradients import SharedGradients
 
 Step = Callable[[Tensor], None]
@@ -47,8 +48,8 @@ def _why_eager(session: Session) -> str:
 
 
 def _why_not_compiled(session: Session) -> str:
-    if session.precision.dtype is not None:
-        return "mixed precision"
+    if session.precision.dtype is torch.float16:
+        return "float16"
     if session.device.type != "cpu":
         return f"on {session.device.type}"
     named = session.model.named_modules()
@@ -60,7 +61,7 @@ def _why_not_compiled(session: Session) -> str:
             return f"{name} runs in torch"
     from .compiled_step import refusal  # needs numba
 
-    return refusal(session.model) or ""
+    return refusal(session.model, half=session.precision.dtype is not None) or ""
 
 
 def training_step(session: Session, sums: Sums, interrupt: Interrupt | None = None) -> Step:
@@ -69,34 +70,39 @@ def training_step(session: Session, sums: Sums, interrupt: Interrupt | None = No
     With several processes it takes this process's share of the batch, and passes the signals that
     any of them has received to `interrupt`.
     """
-    gradients: Step
+    own = sums if session.world.size == 1 else Sums(session.device)
+    gradients, update = _gradients_and_update(session, own)
     if session.world.size > 1:
-        own = Sums(session.device)
-        gradients = SharedGradients(
-            session, _own_gradients(session, own), own, sums, interrupt or Interrupt()
-        )
-    else:
-        gradients = _own_gradients(session, sums)
+        gradients = SharedGradients(session, gradients, own, sums, interrupt or Interrupt())
 
     def step(selection: Tensor) -> None:
         gradients(selection)
-        session.scaler.step(session.optimizer)
-        session.scaler.update()
+        update()
 
     return _on_device(session, step) if session.device.type in GRAPHS else step
 
 
-def _own_gradients(session: Session, sums: Sums) -> Step:
-    """The function that adds a batch to `sums` and leaves its gradients in .grad."""
+def _gradients_and_update(session: Session, sums: Sums) -> tuple[Step, Callable[[], None]]:
+    """What adds a batch to `sums` and leaves its gradients in .grad; what updates the weights."""
     if choose_step(session)[0] == "compiled":
         from .compiled_step import CompiledGradients  # needs numba
 
-        return CompiledGradients(session.model, session.train, sums)
-    return eager_gradients(session, sums)
+        flat = FlatParameters(session)
+        half = session.precision.dtype is not None
+        return CompiledGradients(session.model, flat, session.train, sums, half), flat.step
+
+    def update() -> None:
+        session.scaler.step(session.optimizer)
+        session.scaler.update()
+
+    return eager_gradients(session, sums), update
 
 
 def eager_gradients(session: Session, sums: Sums) -> Step:
-    """As `_own_gradients`, with autograd; gradients are scaled by the session's scaler."""
+    """The function that adds a batch to `sums` and leaves its gradients, by autograd, in .grad.
+
+    Gradients are scaled by the session's scaler.
+    """
 
     def gradients(selection: Tensor) -> None:
         x, labels = session.train.take(selection)

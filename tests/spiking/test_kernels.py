@@ -622,21 +622,25 @@ def test_the_cache_is_stamped_with_all_that_the_code_is_made_of() -> None:
 
 @pytest.mark.slow
 def test_an_edit_to_what_is_compiled_into_another_file_counts(tmp_path: Path) -> None:
-    """The compiled step, in chain.py, contains the surrogates' slopes of loops.py."""
+    """The compiled step, in chain.py, contains the surrogates' slopes of rows.py."""
     package = Path(backend.__file__).parents[1]
     shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     program = """
 import torch
+from rsnn_fmnist.config import Experiment
 from rsnn_fmnist.data.loader import Loader
 from rsnn_fmnist.data.pictures import Pictures
 from rsnn_fmnist.metrics import Sums
 from rsnn_fmnist.models import build
-from rsnn_fmnist.training.compiled_step import CompiledGradients
+from rsnn_fmnist.session import open_session
+from rsnn_fmnist.training.step import choose_step, training_step
 torch.manual_seed(0)
 model, cpu = build("plain"), torch.device("cpu")
 columns = torch.randint(0, 256, (32, 28, 28), dtype=torch.uint8)
 loader = Loader(Pictures(columns, torch.arange(32) % 10), cpu)
-CompiledGradients(model, loader, Sums(cpu))(torch.arange(32))
+session = open_session(Experiment(), cpu, model, (loader, None, loader))
+assert choose_step(session)[0] == "compiled"
+training_step(session, Sums(cpu))(torch.arange(32))
 print(model.fc1.weight.grad.abs().sum().item())
 """
     cache = str(tmp_path / "cache")
@@ -649,10 +653,10 @@ print(model.fc1.weight.grad.abs().sum().item())
         return float(done.stdout)
 
     assert gradient() > 0
-    loops = tmp_path / package.name / "spiking" / "kernels" / "cpu" / "loops.py"
-    source = loops.read_text()
+    rows = tmp_path / package.name / "spiking" / "kernels" / "cpu" / "rows.py"
+    source = rows.read_text()
     assert source.count("slope[j] = half /") == 1
-    loops.write_text(source.replace("slope[j] = half /", "slope[j] = real(0) * half /"))
+    rows.write_text(source.replace("slope[j] = half /", "slope[j] = real(0) * half /"))
     assert gradient() == 0
 
 

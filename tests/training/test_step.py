@@ -12,7 +12,7 @@ from rsnn_fmnist.data.pictures import Pictures
 from rsnn_fmnist.metrics import Sums
 from rsnn_fmnist.models import ColumnReader
 from rsnn_fmnist.session import Session, open_session
-from rsnn_fmnist.spiking import IF, set_backend
+from rsnn_fmnist.spiking import IF, SynapseFilter, set_backend
 from rsnn_fmnist.training.step import Evaluation, choose_step, training_step
 from rsnn_fmnist.world import ALONE, World
 
@@ -86,7 +86,12 @@ def test_which_step_is_chosen_and_why() -> None:
         assert choice(models.build(name)) == ("compiled", "")
     assert choice(plain(), world=World(0, 2)) == ("compiled", "")
     assert choice(plain(), graph=False) == ("eager", "--no-graph")
-    assert choice(plain(), amp=True) == ("eager", "mixed precision")
+    assert choice(plain(), amp=True) == ("compiled", "")
+    assert choice(plain(), amp=True, amp_dtype="float16") == ("eager", "float16")
+    traces = ColumnReader(SynapseFilter(2.0), nn.Linear(28, 10), IF())
+    assert choice(traces) == ("compiled", "")
+    why = "in mixed precision it begins with a layer that is not linear"
+    assert choice(traces, amp=True) == ("eager", why)
     assert choice(plain("torch")) == ("eager", "sn1 runs in torch")
     no_spikes = ColumnReader(nn.Linear(28, 10))
     assert choice(no_spikes) == ("eager", "the model has no spiking layers")

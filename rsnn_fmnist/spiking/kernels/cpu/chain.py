@@ -2,39 +2,47 @@
 
 It goes from uint8 pictures to the gradient of every weight: gather and normalize a batch, run the
 layers forward, take the loss and the sums of `metrics.rate_loss` and `metrics.Sums`, run the layers
-backward. A block of samples passes through all layers before the next block starts, so that its
-values stay in the processor's cache. The equations are those that `loops` names, whose functions
-run the neurons and the filters.
+backward. The equations are those of the step functions; rows.py has the neurons and the filters,
+products.py the products. Left out: float16, surrogates whose slope is GIVEN, and layers without a
+time axis.
 
-The output of a layer for a block is [T, F, n], the n samples last, so that products with a weight
-run along samples, and everything else along all of [F, n]. Left out: half precision, surrogates
-whose slope is GIVEN, and layers without a time axis.
+Time is outside and layers inside: a block of samples passes through all layers at one step before
+the next step begins, so that the rows of a step stay in the processor's first cache. In a row the n
+samples of a block are last, [F, n]; n is whole vectors, and a block that has fewer samples repeats
+its last one, without a gradient. What the backward pass needs is kept for all steps, [T, F, n], and
+overwritten where that is possible: a neuron's potentials lie where its input was, and the gradients
+of the input where the potentials were.
+
+With `half`, everything is rounded to bfloat16 where torch's autocast on the CPU rounds it: pixels,
+a linear layer's weights, output and gradients, a filter's output and its gradient. Neurons, traces
+and the feedback of a recurrent layer are in float32.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .loops import (
+from .fold import fold, unfold
+from .loops import share
+from .openmp import compiled, fork, inlined, inner
+from .products import add_outer, product, transpose
+from .rows import (
     Array,
     NeuronConstants,
+    filter_row,
+    filter_row_backward,
     fire_row,
     fire_row_backward,
-    flat,
-    neuron_backward_part,
-    neuron_part,
-    share,
     slope_row,
-    synapse_backward_part,
-    synapse_part,
 )
-from .openmp import compiled, fork
-from .products import add_outer, add_product, add_rows, feature_first, transposed
+from .tiles import VECTOR, lanes
 
-LANES = 64  # the most samples of a block
+SAMPLES = 64  # the most of a block; more would leave the second cache
+PIXELS = 4  # read at once, as a word
 
 LINEAR, NEURON, FILTER, RECURRENT = range(4)
+ABSENT = -1  # no such parameter
 
 LAYER = np.dtype(
     [
@@ -42,11 +50,9 @@ LAYER = np.dtype(
         ("inputs", np.int64),
         ("outputs", np.int64),
         ("weight", np.int64),  # index of its first value among the parameters, or of a filter's w
-        ("bias", np.int64),  # likewise; -1 where there is no such parameter
-        ("out", np.int64),  # features in front of its output in a block's space
-        ("h", np.int64),  # features in front of its potentials
+        ("bias", np.int64),  # likewise; both may be ABSENT
         ("k", np.float64),  # a filter's decay if it is not learnt
-        ("leaky", np.bool_),  # this and the rest are NeuronConstants
+        ("leaky", np.bool_),  # this and the next seven are NeuronConstants
         ("tau", np.float64),
         ("v_threshold", np.float64),
         ("v_rest", np.float64),
@@ -54,12 +60,65 @@ LAYER = np.dtype(
         ("attached", np.bool_),
         ("slope", np.int64),
         ("alpha", np.float64),
+        # Where things lie, set by `lay_out`: the features in front of them in the space of a block,
+        # in the part for all steps or in that for one step, which comes behind it.
+        ("x", np.int64),  # its input
+        ("out", np.int64),  # its output
+        ("h", np.int64),  # a neuron's input, then potential, then gradient of the input
+        ("trace", np.int64),  # a filter's trace, of which the output may be rounded
+        ("grad", np.int64),  # the gradient of its output
+        ("grad_stays", np.bool_),  # in the part for all steps, for the gradient of a weight
+        ("in_place", np.bool_),  # h is where the layer before has its output
+        ("state", np.int64),  # for one step: state, its gradient, and a spare row
     ],
     align=True,
 )
 
 
-@compiled
+class Block(NamedTuple):
+    """How the values of a block of samples lie in its space.
+
+    [features for all steps, T, n], then [features for one step, n] from index `passing` on.
+    """
+
+    steps: int
+    n: int  # samples, whole vectors
+    half: bool
+    passing: int
+    zeros: int  # index of zeros behind the weights: the bias of layers without one
+
+
+def lay_out(layers: NDArray[Any], pixels: int, half: bool) -> tuple[int, int]:
+    """Set where each layer's values lie -> features kept for all steps, and for one step."""
+    kept, passing = pixels, 0
+    for d, layer in enumerate(layers):
+        before = layers[d - 1] if d else None
+        after = layers[d + 1] if d + 1 < len(layers) else None
+        outputs = int(layer["outputs"])
+        layer["x"] = before["out"] if before is not None else 0
+        layer["out"], kept = kept, kept + outputs
+        if layer["kind"] == LINEAR:
+            # the neurons behind it turn its output into the gradient of its output
+            layer["grad_stays"], layer["grad"] = True, layer["out"]
+            if after is None or after["kind"] != NEURON:
+                layer["grad"], kept = kept, kept + outputs
+            continue
+        layer["grad"], passing = passing, passing + outputs
+        layer["state"], passing = passing, passing + 3 * outputs
+        if layer["kind"] == FILTER:
+            layer["trace"] = layer["out"]
+            if half:
+                layer["trace"], kept = kept, kept + outputs
+            continue
+        layer["h"] = kept
+        if layer["kind"] == NEURON and before is not None and before["kind"] == LINEAR:
+            layer["in_place"], layer["h"] = True, before["out"]
+        else:
+            kept += outputs
+    return kept, passing
+
+
+@inlined
 def constants_of(layer: Any) -> NeuronConstants:
     """The constants of a record's neurons."""
     return NeuronConstants(
@@ -74,276 +133,401 @@ def constants_of(layer: Any) -> NeuronConstants:
     )
 
 
-@compiled
-def weight_of(layer: Any, parameters: Array) -> Array:
-    """The layer's weight, [outputs, inputs]; a recurrent layer's is [F, 2 F], for_x first."""
-    columns = layer.inputs * (2 if layer.kind == RECURRENT else 1)
-    values = parameters[layer.weight : layer.weight + layer.outputs * columns]
-    return values.reshape(layer.outputs, columns)
+@inlined
+def width(layer: Any) -> int:
+    """The columns of the layer's weight; of a recurrent one, [F, 2 F], for_x comes first."""
+    return layer.inputs + (layer.outputs if layer.kind == RECURRENT else 0)
 
 
-@compiled
-def block(space: Array, first: int, features: int, steps: int, lanes: int) -> Array:
-    """The features behind the first `first` of space, as [T, F, n]; shares memory."""
-    return space[first * steps * lanes :][: features * steps * lanes].reshape(
-        steps, features, lanes
-    )
+@inlined
+def fill(row: Array, value: Any) -> None:
+    for j in range(row.size):
+        row[j] = value
 
 
-@compiled
-def rows(x: Array) -> Array:
-    """[T, F, n] as lanes [T, L]; shares memory."""
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2])
+@inlined
+def copy(source: Array, target: Array) -> None:
+    for j in range(source.size):
+        target[j] = source[j]
 
 
-@compiled
-def linear(layer: Any, parameters: Array, x: Array, y: Array) -> None:
-    """Fill y [T, K, n] with weight[:, :J] x + bias, for x [T, J, n]."""
-    weight, zero = weight_of(layer, parameters), x.dtype.type(0)
-    for t in range(x.shape[0]):
-        for k in range(y.shape[1]):
-            row, bias = y[t, k], parameters[layer.bias + k] if layer.bias >= 0 else zero
-            for n in range(row.size):
-                row[n] = bias
-        add_product(weight, 0, x[t], y[t])
+@inlined
+def nearest(u: np.uint32) -> np.uint32:
+    """The nearest bfloat16, ties to even, of the float32 with these bits."""
+    number = (u & np.uint32(0x7FFFFFFF)) <= np.uint32(0x7F800000)  # or NaN, which stays one
+    up = np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1)) if number else np.uint32(0)
+    return np.uint32((u + up) & np.uint32(0xFFFF0000))
 
 
-@compiled
-def linear_backward(layer: Any, x: Array, grad_y: Array, grads: Array, space: Array) -> None:
-    """Add the gradients of weight[:, :J] and the bias, for x [T, J, n] and grad_y [T, K, n]."""
-    grad = feature_first(grad_y, space)
-    add_outer(grad, feature_first(x, space[grad.size :]), 0, weight_of(layer, grads), 0)
-    if layer.bias >= 0:
-        add_rows(grad, grads[layer.bias : layer.bias + layer.outputs])
+@inlined
+def rounded(source: Array, target: Array) -> None:
+    """target = source, another row, in bfloat16; both are float32."""
+    a, b = source.view(np.uint32), target.view(np.uint32)
+    for j in range(a.size):
+        b[j] = nearest(a[j])
 
 
-@compiled
-def linear_input(layer: Any, parameters: Array, grad_y: Array, grad_x: Array) -> None:
-    """Fill grad_x [T, J, n] from grad_y [T, K, n]: weight[:, :J] transposed, times grad_y."""
-    back = transposed(weight_of(layer, parameters), 0, layer.inputs)
-    grad_x[:] = 0
-    for t in range(grad_y.shape[0]):
-        add_product(back, 0, grad_y[t], grad_x[t])
+@inlined
+def round_row(row: Array) -> None:
+    """As `rounded`, in place: LLVM vectorizes that only where it sees one array."""
+    a = row.view(np.uint32)
+    for j in range(a.size):
+        a[j] = nearest(a[j])
 
 
-@compiled
-def recurrent(layer: Any, parameters: Array, x: Array, i: Array, s: Array, h: Array) -> None:
-    """`linear_recurrent_step` around a neuron: fills s and h [T, F, n], and i as working space."""
-    linear(layer, parameters, x, i)
-    weight, constants = weight_of(layer, parameters), constants_of(layer)
-    v = np.full(i[0].size, i.dtype.type(constants.v_rest))
-    for t in range(i.shape[0]):
-        if t > 0:
-            add_product(weight, layer.inputs, s[t - 1], i[t])
-        fire_row(flat(i[t]), v, flat(s[t]), flat(h[t]), constants)
+@inner
+def round_linear(layers: Any, values: Array) -> None:
+    """Round what a linear layer has in half precision: weight and bias, or their gradients."""
+    for layer in layers:
+        if layer.kind == LINEAR or layer.kind == RECURRENT:
+            for k in range(layer.outputs):
+                row = lanes(values, layer.weight + k * width(layer), layer.inputs)
+                round_row(row)
+            if layer.bias >= 0:
+                bias = lanes(values, layer.bias, layer.outputs)
+                round_row(bias)
 
 
-@compiled
-def recurrent_backward(
-    layer: Any, parameters: Array, h: Array, grad_s: Array, grad_i: Array
-) -> None:
-    """Fill grad_i [T, F, n]; adds the gradient of the feedback, for_y^T dL/di, to grad_s."""
-    constants = constants_of(layer)
-    back = transposed(weight_of(layer, parameters), layer.inputs, layer.inputs)
-    grad_v = np.zeros(h[0].size, h.dtype)
-    for t in range(h.shape[0] - 1, -1, -1):
-        if t < h.shape[0] - 1:
-            add_product(back, 0, grad_i[t + 1], grad_s[t])
-        slope_row(flat(h[t]), flat(grad_i[t]), constants)
-        fire_row_backward(flat(grad_s[t]), grad_v, flat(h[t]), flat(grad_i[t]), constants)
+@inner
+def prepared(
+    layers: Any, folds: Any, size: int, parameters: Array, half: bool
+) -> tuple[Array, Array]:
+    """The parameters as the layers use them, `size` in all, and the same with weights transposed.
+
+    Behind both are zeros, as many as the widest layer has features.
+    """
+    widest = 0
+    for layer in layers:
+        widest = max(widest, layer.inputs, layer.outputs)
+    straight = np.zeros(size + widest, parameters.dtype)
+    straight[: len(parameters)] = parameters
+    fold(folds, straight)
+    if half:
+        round_linear(layers, straight)
+    turned = straight.copy()
+    for layer in layers:
+        if layer.kind == LINEAR or layer.kind == RECURRENT:
+            transpose(turned, layer.weight, layer.outputs, width(layer))
+    return straight, turned
 
 
-@compiled
+@inner
 def decay(layer: Any, parameters: Array) -> float:
     """A filter's k, as in `synapse.SynapseFilter.decay`."""
     one = parameters.dtype.type(1)
     return one / (one + np.exp(-parameters[layer.weight])) if layer.weight >= 0 else layer.k
 
 
-@compiled
-def forward(layers: Any, parameters: Array, x: Array, space: Array, spare: Array) -> None:
-    """Fill each layer's output and potentials in `space`, at whose beginning is x [T, F, n]."""
-    steps, _, lanes = x.shape
-    for layer in layers:
-        y = block(space, layer.out, layer.outputs, steps, lanes)
-        if layer.kind == LINEAR:
-            linear(layer, parameters, x, y)
-        elif layer.kind == FILTER:
-            rest = np.zeros(x[0].size, x.dtype)
-            synapse_part(0, 1, rows(x), rest, rows(y), decay(layer, parameters))
-        else:
-            h = block(space, layer.h, layer.outputs, steps, lanes)
-            if layer.kind == NEURON:
-                v = np.full(x[0].size, x.dtype.type(layer.v_rest))
-                neuron_part(0, 1, rows(x), v, rows(y), rows(h), constants_of(layer))
-            else:
-                i = block(spare, 0, layer.outputs, steps, lanes)
-                recurrent(layer, parameters, x, i, y, h)
-        x = y
-
-
-@compiled
-def backward(
-    layers: Any,
-    parameters: Array,
-    x: Array,
-    space: Array,
-    spares: tuple[Array, Array, Array],
-    grads: Array,
-) -> None:
-    """Add the gradient of every parameter to `grads`.
-
-    spares: arrays of space's size; the first one begins with the gradient of the last output.
-    """
-    steps, _, lanes = x.shape
-    grad, other, turned = spares
-    for depth in range(len(layers) - 1, -1, -1):
-        layer = layers[depth]
-        before = 0 if depth == 0 else layers[depth - 1].out
-        x = block(space, before, layer.inputs, steps, lanes)
-        y = block(space, layer.out, layer.outputs, steps, lanes)
-        grad_y = block(grad, 0, layer.outputs, steps, lanes)
-        grad_x = block(other, 0, layer.inputs, steps, lanes)
-        if layer.kind == FILTER:
-            k, rest = decay(layer, parameters), np.zeros(x[0].size, x.dtype)
-            grad_rest, grad_k = np.zeros_like(rest), np.zeros_like(rest)
-            synapse_backward_part(
-                0, 1, rows(grad_y), grad_rest, rows(x), rest, rows(y), rows(grad_x), grad_k, k
-            )
-            if layer.weight >= 0:
-                grads[layer.weight] += grad_k.sum() * k * (1 - k)
-        elif layer.kind == LINEAR:
-            linear_backward(layer, x, grad_y, grads, turned)
-            if depth > 0:
-                linear_input(layer, parameters, grad_y, grad_x)
-        else:
-            h = block(space, layer.h, layer.outputs, steps, lanes)
-            if layer.kind == NEURON:
-                grad_v = np.zeros(x[0].size, x.dtype)
-                constants = constants_of(layer)
-                neuron_backward_part(0, 1, rows(grad_y), grad_v, rows(h), rows(grad_x), constants)
-            else:
-                recurrent_backward(layer, parameters, h, grad_y, grad_x)
-                feedback_backward(layer, y, grad_x, grads, turned)
-                linear_backward(layer, x, grad_x, grads, turned)
-                grad, other = other, grad
-                if depth > 0:
-                    linear_input(layer, parameters, grad_x, grad_y)
-        grad, other = other, grad
-
-
-@compiled
-def feedback_backward(layer: Any, s: Array, grad_i: Array, grads: Array, space: Array) -> None:
-    """Add the gradient of for_y, from s and grad_i [T, F, n]."""
-    grad = feature_first(grad_i, space)
-    spikes = feature_first(s, space[grad.size :])
-    add_outer(grad, spikes, s.shape[2], weight_of(layer, grads), layer.inputs)
-
-
-@compiled
+@inner
 def gather(
-    columns: NDArray[np.uint8],
+    words: NDArray[np.uint32],
     chosen: NDArray[np.int64],
+    t: int,
     scale: float,
     shift: float,
+    word: NDArray[np.uint32],
     x: Array,
 ) -> None:
-    """Fill x [T, H, n] with `chosen` [n] of columns [M, T, H], times scale plus shift."""
-    real = x.dtype.type
-    for t in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            row = x[t, j]
-            for n in range(row.size):
-                row[n] = real(shift) + real(scale) * real(columns[chosen[n], t, j])
+    """Fill x [H n] with column t of pictures `chosen` [n], times scale plus shift.
+
+    Args:
+        words: all pictures [M, T H / 4]; the first of the four pixels of a word is its lowest byte.
+        word: space for one word of each picture, [n].
+    """
+    real, n = x.dtype.type, len(chosen)
+    times, plus = real(scale), real(shift)
+    pixels = x.size // n
+    held = -1
+    for j in range(pixels):
+        w, byte = divmod(t * pixels + j, PIXELS)
+        if w != held:
+            held = w
+            for i in range(n):
+                word[i] = words[chosen[i], w]
+        row, by = lanes(x, j * n, n), np.uint32(8 * byte)
+        for i in range(n):
+            row[i] = plus + times * real(np.int32((word[i] >> by) & np.uint32(255)))
 
 
-@compiled
+@inlined
+def grad_at(layer: Any, t: int, block: Block) -> int:
+    """Where the gradient of a layer's output at step t begins."""
+    if layer.grad_stays:
+        return (layer.grad * block.steps + t * layer.outputs) * block.n
+    return block.passing + layer.grad * block.n
+
+
+@inner
+def forward_step(
+    t: int, block: Block, layers: Any, turned: Array, decays: Array, space: Array
+) -> None:
+    """Run all layers at step t."""
+    steps, n = block.steps, block.n
+    for d in range(len(layers)):
+        layer = layers[d]
+        inputs, outputs = layer.inputs, layer.outputs
+        size, state = outputs * n, block.passing + layer.state * n
+        x, y = (layer.x * steps + t * inputs) * n, (layer.out * steps + t * outputs) * n
+        if layer.kind == FILTER:
+            trace = (layer.trace * steps + t * outputs) * n
+            before = lanes(space, state if t == 0 else trace - size, size)
+            filter_row(lanes(space, x, size), before, lanes(space, trace, size), decays[d])
+            if block.half:
+                rounded(lanes(space, trace, size), lanes(space, y, size))
+            continue
+        i = y if layer.kind == LINEAR else (layer.h * steps + t * outputs) * n
+        if layer.kind != NEURON:
+            bias = layer.bias if layer.bias >= 0 else block.zeros
+            product(False, turned, bias, layer.weight, outputs, space, x, inputs, i, outputs, n)
+            if block.half:
+                round_row(lanes(space, i, size))
+        elif not layer.in_place:
+            copy(lanes(space, x, size), lanes(space, i, size))
+        if layer.kind == RECURRENT and t > 0:
+            for_y = layer.weight + inputs * outputs
+            product(True, turned, 0, for_y, outputs, space, y - size, outputs, i, outputs, n)
+        if layer.kind != LINEAR:
+            s, v = lanes(space, y, size), lanes(space, state, size)
+            fire_row(lanes(space, i, size), v, s, constants_of(layer))
+
+
+@inner
+def backward_step(
+    t: int, block: Block, layers: Any, straight: Array, decays: Array, space: Array
+) -> None:
+    """Run all layers backward at step t: gradients of inputs and states."""
+    steps, n = block.steps, block.n
+    for d in range(len(layers) - 1, -1, -1):
+        layer = layers[d]
+        inputs, outputs = layer.inputs, layer.outputs
+        size = outputs * n
+        state = block.passing + layer.state * n
+        grad_state, spare = lanes(space, state + size, size), lanes(space, state + 2 * size, size)
+        grad, to = grad_at(layer, t, block), grad_at(layers[max(d - 1, 0)], t, block)
+        grad_i = grad
+        if layer.kind == FILTER:
+            x, trace = (layer.x * steps + t * inputs) * n, (layer.trace * steps + t * outputs) * n
+            before = lanes(space, state if t == 0 else trace - size, size)
+            filter_row_backward(
+                lanes(space, grad, size), grad_state, lanes(space, x, size), before,
+                lanes(space, to, size), spare, decays[d],
+            )  # fmt: skip
+            if block.half:
+                round_row(lanes(space, to, size))
+            continue
+        if layer.kind != LINEAR:
+            h = (layer.h * steps + t * outputs) * n
+            if layer.kind == RECURRENT and t + 1 < steps:
+                product(
+                    True, straight, 0, layer.weight + inputs, inputs + outputs, space, h + size,
+                    outputs, grad, outputs, n,
+                )  # fmt: skip
+            row, constants = lanes(space, h, size), constants_of(layer)
+            slope_row(row, spare, constants)
+            fire_row_backward(lanes(space, grad, size), grad_state, row, spare, constants)
+            grad_i = h
+            if layer.kind == NEURON:
+                if block.half:
+                    round_row(row)
+                if d > 0 and not layer.in_place:
+                    copy(row, lanes(space, to, size))
+                continue
+            if block.half:  # the feedback takes the gradient of i as it is
+                rounded(row, lanes(space, grad, size))
+                grad_i = grad
+        if d > 0:
+            product(
+                False, straight, block.zeros, layer.weight, width(layer), space, grad_i, outputs,
+                to, inputs, n,
+            )  # fmt: skip
+            if block.half:
+                round_row(lanes(space, to, inputs * n))
+
+
+@inner
+def add_gradients(
+    block: Block, layers: Any, decays: Array, space: Array, ones: Array, sums: Array
+) -> None:
+    """Add a block's gradients of all parameters to `sums` [P]."""
+    steps, n = block.steps, block.n
+    for d in range(len(layers)):
+        layer = layers[d]
+        inputs, outputs = layer.inputs, layer.outputs
+        size = outputs * n
+        if layer.kind == FILTER and layer.weight >= 0:
+            k, grad_k = decays[d], lanes(space, block.passing + layer.state * n + 2 * size, size)
+            sums[layer.weight] += grad_k.sum() * k * (1 - k)
+        if layer.kind == NEURON or layer.kind == FILTER:
+            continue
+        grad = (layer.h if layer.kind == RECURRENT else layer.grad) * steps * n
+        if layer.kind == RECURRENT:
+            s = layer.out * steps * n
+            add_outer(
+                space, grad + size, outputs, space, s, n, size, outputs, steps - 1, sums,
+                layer.weight + inputs, inputs + outputs, n,
+            )  # fmt: skip
+            if block.half:
+                round_row(lanes(space, grad, steps * size))
+        x = layer.x * steps * n
+        add_outer(
+            space, grad, outputs, space, x, n, inputs * n, inputs, steps, sums, layer.weight,
+            width(layer), n,
+        )  # fmt: skip
+        if layer.bias >= 0:
+            add_outer(space, grad, outputs, ones, 0, 0, 0, 1, steps, sums, layer.bias, 1, n)
+
+
+@inner
 def add_loss(
-    s: Array,
+    counts: Array,
     labels: NDArray[np.int64],
     chosen: NDArray[np.int64],
-    count: int,
+    block: Block,
+    batch: int,
     grad: Array,
-    sums: NDArray[np.float64],
+    totals: NDArray[np.float64],
 ) -> None:
     """Add a block's loss and hits to `metrics.Sums`; fill grad with the gradient of the loss.
 
     Args:
-        s, grad: spikes of the last layer, whose means over T are the rates, and dL/ds: [T, C, n].
-        labels, chosen: the labels of all pictures [M], and the block's pictures among them [n].
-        count: samples of the whole batch, over which `metrics.rate_loss` is a mean.
-        sums: the totals of `metrics.Sums`, [4].
+        counts, grad: spikes of the last layer over all steps, and dL/ds at each step: [C n].
+        labels, chosen: the labels of all pictures [M], and the block's pictures among them; where
+            there are fewer than n, the samples behind have no gradient.
+        batch: samples of the whole batch, over which `metrics.rate_loss` is a mean.
+        totals: those of `metrics.Sums`, [4].
     """
-    real = s.dtype.type
-    steps, classes, lanes = s.shape
-    rates = np.zeros(classes * lanes, s.dtype)
-    for t in range(steps):
-        spikes = flat(s[t])
-        for j in range(rates.size):
-            rates[j] += spikes[j]
-    for j in range(rates.size):
-        rates[j] /= real(steps)
-    for n in range(lanes):
-        y, behind, loss = labels[chosen[n]], 0, 0.0
-        r_y = rates[y * lanes + n]
+    real, steps, n = counts.dtype.type, counts.dtype.type(block.steps), block.n
+    classes = len(grad) // n
+    fill(grad, real(0))
+    for i in range(len(chosen)):
+        y, behind, loss = labels[chosen[i]], 0, 0.0
+        r_y = counts[y * n + i] / steps
         for c in range(classes):
-            r = rates[c * lanes + n]
+            r = counts[c * n + i] / steps
             behind += r < r_y or (r == r_y and c > y)
             error = r - real(c == y)
             loss += float(error) * float(error)
-            grad[0, c, n] = real(2) * error / real(count * classes * steps)
-        sums[0] += loss / classes
-        sums[1] += classes - 1 - behind < 1
-        sums[2] += classes - 1 - behind < 5
-        sums[3] += 1
-    for t in range(1, steps):
-        grad[t] = grad[0]
+            grad[c * n + i] = real(2) * error / real(batch * classes * block.steps)
+        totals[0] += loss / classes
+        totals[1] += classes - 1 - behind < 1
+        totals[2] += classes - 1 - behind < 5
+        totals[3] += 1
 
 
-@compiled
+@inner
 def chain_part(
     part: int,
     parts: int,
-    columns: NDArray[np.uint8],
+    words: NDArray[np.uint32],
+    steps: int,
     labels: NDArray[np.int64],
     indices: NDArray[np.int64],
     scale: float,
     shift: float,
     layers: Any,
-    parameters: Array,
+    kept: int,
+    half: bool,
+    straight: Array,
+    turned: Array,
     spaces: Array,
     grads: Array,
-    sums: NDArray[np.float64],
+    totals: NDArray[np.float64],
 ) -> None:
     """Compute this part's share of a batch.
 
     Args:
-        columns, labels, indices: all pictures [M, T, H] and labels [M]; those of the batch [N].
+        words: all pictures, as in `gather`.
+        labels, indices: all labels [M]; the pictures of the batch [N].
         scale, shift: the normalization of a pixel.
-        layers: records of LAYER; parameters: all weights and biases, [P].
-        spaces: working space, [parts, 4, S]: the layers' outputs and potentials, two gradients,
-            and copies with features first.
-        grads, sums: each part's gradients [parts, P] and totals of `metrics.Sums` [parts, 4],
-            filled.
+        layers, kept: records of LAYER and the features kept for all steps, from `lay_out`.
+        straight, turned: of `prepared`.
+        spaces: working space of each part.
+        grads, totals: each part's gradients, of folded matrices too, and totals of `metrics.Sums`
+            [parts, 4], filled.
     """
-    lanes = min(LANES, (len(indices) + parts - 1) // parts)
-    a, b = share(part, parts, len(indices), lanes)
-    grads[part], sums[part] = 0, 0
-    space, grad, other = spaces[part, 0], spaces[part, 1], spaces[part, 2]
-    steps, pixels = columns.shape[1:]
-    last = layers[-1]
-    for first in range(a, b, lanes):
-        chosen = indices[first : min(first + lanes, b)]
-        x = block(space, 0, pixels, steps, len(chosen))
-        gather(columns, chosen, scale, shift, x)
-        forward(layers, parameters, x, space, grad)
-        s = block(space, last.out, last.outputs, steps, len(chosen))
-        grad_s = block(grad, 0, last.outputs, steps, len(chosen))
-        add_loss(s, labels, chosen, len(indices), grad_s, sums[part])
-        backward(layers, parameters, x, space, (grad, other, spaces[part, 3]), grads[part])
+    n = min(SAMPLES, -(-len(indices) // (parts * VECTOR)) * VECTOR)
+    first, behind = share(part, parts, len(indices), n)
+    space, sums = spaces[part], grads[part]
+    real = space.dtype.type
+    block = Block(steps, n, half, kept * steps * n, grads.shape[1])
+    last, pixels = layers[-1], layers[0].inputs
+    fill(sums, real(0))
+    totals[part] = 0
+    ones, size = np.ones(n, space.dtype), last.outputs * n
+    counts, error = np.empty(size, space.dtype), np.empty(size, space.dtype)
+    chosen, word = np.empty(n, np.int64), np.empty(n, np.uint32)
+    decays = np.zeros(len(layers), space.dtype)
+    for d in range(len(layers)):
+        if layers[d].kind == FILTER:
+            decays[d] = decay(layers[d], straight)
+    for a in range(first, behind, n):
+        count = min(n, behind - a)
+        for i in range(n):
+            chosen[i] = indices[a + min(i, count - 1)]
+        for layer in layers:
+            if layer.kind != LINEAR:
+                state = block.passing + layer.state * n
+                fill(lanes(space, state, 3 * layer.outputs * n), real(0))
+                if layer.kind != FILTER:
+                    fill(lanes(space, state, layer.outputs * n), real(layer.v_rest))
+        fill(counts, real(0))
+        for t in range(steps):
+            x = lanes(space, t * pixels * n, pixels * n)
+            gather(words, chosen, t, scale, shift, word, x)
+            if half:
+                round_row(x)
+            forward_step(t, block, layers, turned, decays, space)
+            y = lanes(space, (last.out * steps + t * last.outputs) * n, size)
+            for j in range(size):
+                counts[j] += y[j]
+        add_loss(counts, labels, chosen[:count], block, len(indices), error, totals[part])
+        if half:
+            round_row(error)
+        for t in range(steps - 1, -1, -1):
+            copy(error, lanes(space, grad_at(last, t, block), size))
+            backward_step(t, block, layers, straight, decays, space)
+        add_gradients(block, layers, decays, space, ones, sums)
 
 
 @compiled
-def chain(threads: int, *arguments: Any) -> None:
-    """`chain_part` on so many threads."""
-    fork(chain_part, threads, arguments)
+def chain(
+    threads: int,
+    words: NDArray[np.uint32],
+    steps: int,
+    labels: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    scale: float,
+    shift: float,
+    layers: Any,
+    folds: Any,
+    kept: int,
+    half: bool,
+    parameters: Array,
+    spaces: Array,
+    grads: Array,
+    parts: NDArray[np.float64],
+    gradient: Array,
+    totals: NDArray[np.float64],
+) -> None:
+    """Fill `gradient` [P] with that of the parameters [P]; add the batch to `totals` [4].
+
+    The other arguments are those of `chain_part` on so many threads, whose totals are `parts`, and
+    `folds` of `fold.plan`.
+    """
+    straight, turned = prepared(layers, folds, grads.shape[1], parameters, half)
+    fork(
+        chain_part,
+        threads,
+        (
+            words, steps, labels, indices, scale, shift, layers, kept, half, straight, turned,
+            spaces, grads, parts,
+        ),
+    )  # fmt: skip
+    totals += parts[0]
+    for part in range(1, threads):
+        grads[0] += grads[part]
+        totals += parts[part]
+    unfold(folds, straight, grads[0])
+    gradient[:] = grads[0, : len(gradient)]
+    if half:
+        round_linear(layers, gradient)

@@ -13,14 +13,14 @@ from torch import Tensor
 from ...neuron import NeuronSettings
 from ...surrogate import ATan, PiecewiseQuadratic, SoftSign
 from ..calls import refuse_batched_gradients
-from . import loops
-from .loops import NeuronConstants
+from . import loops, rows
+from .rows import NeuronConstants
 
 TAKES_HALF = False  # x and s are float32 or float64
 SLOPES: dict[type, int] = {  # any other surrogate's `slope` is called, once for all steps
-    ATan: loops.ATAN,
-    SoftSign: loops.SOFT_SIGN,
-    PiecewiseQuadratic: loops.PIECEWISE_QUADRATIC,
+    ATan: rows.ATAN,
+    SoftSign: rows.SOFT_SIGN,
+    PiecewiseQuadratic: rows.PIECEWISE_QUADRATIC,
 }
 GRAIN = 65536  # multiplications that are worth one more thread
 
@@ -34,7 +34,7 @@ def constants_of(neuron: NeuronSettings) -> NeuronConstants:
         v_rest=float(neuron.v_rest),
         hard=neuron.v_reset is not None,
         attached=not neuron.detach_reset,
-        slope=SLOPES.get(type(neuron.surrogate), loops.GIVEN),
+        slope=SLOPES.get(type(neuron.surrogate), rows.GIVEN),
         alpha=float(neuron.surrogate.alpha),
     )
 

@@ -5,108 +5,39 @@ each neuron of each sample; N samples of F features where features mix. A functi
 (part, parts) works on that share of the lanes or samples only, so shares can run in parallel and
 no result depends on their number.
 
-The equations, forward and backward, are those of the step functions `neuron.if_step`,
-`neuron.lif_step`, `synapse.filter_step` and `recurrent.linear_recurrent_step`, and of the
-surrogates' `slope`. Their operations are done in the same order, without fused multiply-adds, so
-that a charge close to the threshold is rounded, and fires, as in the reference.
+What happens at a step is in rows.py, and `recurrent.linear_recurrent_step` has the equations of the
+feedback.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .openmp import compiled, fork, reassociated
-
-Array = NDArray[np.floating]  # [T, L], [T, N, F] or a row of these
+from .openmp import compiled, fork, inner, reassociated
+from .rows import (
+    GIVEN,
+    Array,
+    NeuronConstants,
+    filter_row,
+    filter_row_backward,
+    fire_row,
+    fire_row_backward,
+    flat,
+    slope_row,
+)
 
 LINE = 16  # lanes that share a cache line; two threads that write to one slow each other down
 FOURS = 4  # samples that `add_product` computes together, so that no share splits them
 
-GIVEN, ATAN, SOFT_SIGN, PIECEWISE_QUADRATIC = range(4)  # values of NeuronConstants.slope
 
-
-class NeuronConstants(NamedTuple):
-    """`neuron.NeuronSettings` as the loops take them."""
-
-    leaky: bool  # lif_step; else if_step
-    tau: float
-    v_threshold: float
-    v_rest: float  # v_reset if the reset is hard, else 0
-    hard: bool
-    attached: bool  # a gradient passes through the reset
-    slope: int  # which surrogate's; GIVEN: the slopes are passed to the call
-    alpha: float
-
-
-@compiled
+@inner
 def share(part: int, parts: int, count: int, group: int) -> tuple[int, int]:
     """The first item of this part of `count` items and the first behind it; whole groups each."""
     groups = (count + group - 1) // group
     return part * groups // parts * group, min((part + 1) * groups // parts * group, count)
 
 
-@compiled
-def flat(block: Array) -> Array:
-    """A contiguous array as one row of lanes."""
-    return block.reshape(block.size)
-
-
-@compiled
-def fire_row(i: Array, v: Array, s: Array, h: Array, constants: NeuronConstants) -> None:
-    """`if_step` or `lif_step` with input i: advances v in place, fills s and h."""
-    real = i.dtype.type
-    tau, v_rest = real(constants.tau), real(constants.v_rest)
-    v_threshold = real(constants.v_threshold)
-    for j in range(i.size):
-        charged = v[j] + (i[j] - (v[j] - v_rest)) / tau if constants.leaky else v[j] + i[j]
-        fires = charged >= v_threshold
-        h[j] = charged
-        s[j] = real(1) if fires else real(0)
-        after = v_rest if constants.hard else charged - v_threshold
-        v[j] = after if fires else charged
-
-
-@compiled
-def slope_row(h: Array, slope: Array, constants: NeuronConstants) -> None:
-    """Fill `slope` with the surrogate's slopes at h - v_threshold, unless they were given."""
-    real = h.dtype.type
-    v_threshold, alpha = real(constants.v_threshold), real(constants.alpha)
-    if constants.slope == ATAN:
-        half, scale = real(constants.alpha / 2), real(np.pi / 2 * constants.alpha)
-        for j in range(h.size):
-            u = scale * (h[j] - v_threshold)
-            slope[j] = half / (real(1) + u * u)
-    elif constants.slope == SOFT_SIGN:
-        for j in range(h.size):
-            u = real(1) + abs(alpha * (h[j] - v_threshold))
-            slope[j] = alpha / (real(2) * (u * u))
-    elif constants.slope == PIECEWISE_QUADRATIC:
-        for j in range(h.size):
-            u = alpha - alpha * alpha * abs(h[j] - v_threshold)
-            slope[j] = real(0) if u < 0 else u
-
-
-@compiled
-def fire_row_backward(
-    grad_s: Array, grad_v: Array, h: Array, slope: Array, constants: NeuronConstants
-) -> None:
-    """One step backward. In place, grad_v becomes dL/dv from dL/dv_next, slope becomes dL/di."""
-    real = h.dtype.type
-    v_threshold, v_rest = real(constants.v_threshold), real(constants.v_rest)
-    to_input = real(1 / constants.tau) if constants.leaky else real(1)
-    to_potential = real(1 - 1 / constants.tau) if constants.leaky else real(1)
-    for j in range(h.size):
-        # r, as in if_step: kept is 1 - s or 1, jump is v_reset - h or -v_threshold
-        kept = real(0) if constants.hard and h[j] >= v_threshold else real(1)
-        jump = v_rest - h[j] if constants.hard else -v_threshold
-        r = kept + jump * slope[j] if constants.attached else kept
-        grad_h = grad_s[j] * slope[j] + grad_v[j] * r
-        slope[j] = grad_h * to_input
-        grad_v[j] = grad_h * to_potential
-
-
-@compiled
+@inner
 def neuron_part(
     part: int, parts: int, x: Array, v: Array, s: Array, h: Array, constants: NeuronConstants
 ) -> None:
@@ -117,7 +48,9 @@ def neuron_part(
     a, b = share(part, parts, x.shape[1], LINE)
     last_row = h.shape[0] - 1
     for t in range(x.shape[0]):
-        fire_row(x[t, a:b], v[a:b], s[t, a:b], h[min(t, last_row), a:b], constants)
+        row = h[min(t, last_row), a:b]
+        row[:] = x[t, a:b]
+        fire_row(row, v[a:b], s[t, a:b], constants)
 
 
 @compiled
@@ -126,7 +59,25 @@ def neuron(threads: int, *arguments: Any) -> None:
     fork(neuron_part, threads, arguments)
 
 
-@compiled
+@inner
+def row_backward(
+    grad_s: Array,
+    grad_v: Array,
+    h: Array,
+    slope: Array,
+    grad_i: Array,
+    constants: NeuronConstants,
+) -> None:
+    """`fire_row_backward` that keeps h: fills grad_i, which holds the slopes if they are GIVEN."""
+    if constants.slope == GIVEN:
+        slope[:] = grad_i
+    else:
+        slope_row(h, slope, constants)
+    grad_i[:] = h
+    fire_row_backward(grad_s, grad_v, grad_i, slope, constants)
+
+
+@inner
 def neuron_backward_part(
     part: int,
     parts: int,
@@ -141,9 +92,9 @@ def neuron_backward_part(
     Slopes that are GIVEN are in grad_x beforehand.
     """
     a, b = share(part, parts, h.shape[1], LINE)
+    slope = np.empty_like(grad_v[a:b])
     for t in range(h.shape[0] - 1, -1, -1):
-        slope_row(h[t, a:b], grad_x[t, a:b], constants)
-        fire_row_backward(grad_s[t, a:b], grad_v[a:b], h[t, a:b], grad_x[t, a:b], constants)
+        row_backward(grad_s[t, a:b], grad_v[a:b], h[t, a:b], slope, grad_x[t, a:b], constants)
 
 
 @compiled
@@ -181,7 +132,7 @@ def add_product(rows: Array, matrix: Array, total: Array) -> None:
             total[n, k] += single
 
 
-@compiled
+@inner
 def recurrent_part(
     part: int,
     parts: int,
@@ -203,11 +154,11 @@ def recurrent_part(
     """
     a, b = share(part, parts, y.shape[0], FOURS)
     last_row = h.shape[0] - 1
-    i = np.empty_like(y[a:b])
     for t in range(i_x.shape[0]):
+        i = h[min(t, last_row), a:b]
         i[:] = i_x[t, a:b]
         add_product(y[a:b] if t == 0 else s[t - 1, a:b], for_y, i)
-        fire_row(flat(i), flat(v[a:b]), flat(s[t, a:b]), flat(h[min(t, last_row), a:b]), constants)
+        fire_row(flat(i), flat(v[a:b]), flat(s[t, a:b]), constants)
     y[a:b] = s[-1, a:b]
 
 
@@ -217,7 +168,7 @@ def recurrent(threads: int, *arguments: Any) -> None:
     fork(recurrent_part, threads, arguments)
 
 
-@compiled
+@inner
 def recurrent_backward_part(
     part: int,
     parts: int,
@@ -234,12 +185,10 @@ def recurrent_backward_part(
     grad_y and grad_v [N, F] become the gradients of the first state. for_y_t is for_y transposed.
     """
     a, b = share(part, parts, grad_y.shape[0], FOURS)
+    now, potential, slope = flat(grad_y[a:b]), flat(grad_v[a:b]), np.empty_like(flat(grad_v[a:b]))
     for t in range(h.shape[0] - 1, -1, -1):
         grad_y[a:b] += grad_s[t, a:b]
-        slope_row(flat(h[t, a:b]), flat(grad_i[t, a:b]), constants)
-        fire_row_backward(
-            flat(grad_y[a:b]), flat(grad_v[a:b]), flat(h[t, a:b]), flat(grad_i[t, a:b]), constants
-        )
+        row_backward(now, potential, flat(h[t, a:b]), slope, flat(grad_i[t, a:b]), constants)
         grad_y[a:b] = 0
         add_product(grad_i[t, a:b], for_y_t, grad_y[a:b])
 
@@ -250,32 +199,7 @@ def recurrent_backward(threads: int, *arguments: Any) -> None:
     fork(recurrent_backward_part, threads, arguments)
 
 
-@compiled
-def filter_row(x: Array, y: Array, y_next: Array, k: float) -> None:
-    """`filter_step`; fills y_next."""
-    real = x.dtype.type
-    for j in range(x.size):
-        y_next[j] = y[j] - (real(1) - x[j]) * y[j] * real(k) + x[j]
-
-
-@compiled
-def filter_row_backward(
-    grad: Array, grad_y: Array, x: Array, y: Array, grad_x: Array, grad_k: Array, k: float
-) -> None:
-    """One step backward: fills grad_x and adds to grad_k; grad_y becomes that of y from y_next's.
-
-    grad: the gradient of y_next as an output; it adds to that of y_next as a state.
-    """
-    real = x.dtype.type
-    for j in range(x.size):
-        total = grad_y[j] + grad[j]
-        decays = real(1) - x[j]
-        grad_x[j] = total * (real(1) + y[j] * real(k))
-        grad_k[j] -= total * decays * y[j]
-        grad_y[j] = total * (real(1) - decays * real(k))
-
-
-@compiled
+@inner
 def synapse_part(part: int, parts: int, x: Array, y: Array, y_seq: Array, k: float) -> None:
     """Run lanes over all steps from y [L]: fills y_seq [T, L]."""
     a, b = share(part, parts, x.shape[1], LINE)
@@ -290,7 +214,7 @@ def synapse(threads: int, *arguments: Any) -> None:
     fork(synapse_part, threads, arguments)
 
 
-@compiled
+@inner
 def synapse_backward_part(
     part: int,
     parts: int,

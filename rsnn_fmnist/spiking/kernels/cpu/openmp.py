@@ -111,9 +111,22 @@ def _say_uncached() -> None:
     )
 
 
+INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def inner(loop: F) -> F:
+    """Compile `loop` for other loops to call, not Python."""
+    return njit(loop, **INNER)
+
+
+def inlined(loop: F) -> F:
+    """As `inner`, into the loops that call it, so that they can optimize it for their case."""
+    return njit(loop, **INNER, forceinline=True)
+
+
 def reassociated(loop: F) -> F:
-    """Compile `loop` for other loops to call; its sums may be reordered and fused."""
-    return njit(loop, error_model="numpy", fastmath={"contract", "reassoc"})
+    """As `inner`; the sums of `loop` may be reordered and fused."""
+    return njit(loop, **INNER, fastmath={"contract", "reassoc"})
 
 
 @intrinsic  # type: ignore[untyped-decorator]

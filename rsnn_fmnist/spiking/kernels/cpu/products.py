@@ -1,104 +1,83 @@
-"""Products of weights with blocks of samples, and the rearrangements that these need; see `chain`.
+"""Products of weights with the rows of a step, from tiles; see `chain` for the layout.
 
-K and J are features, n the samples of a block, L the samples of all steps of a block. The order of
-a sum here is that of no reference, as it differs from one BLAS to the next.
+Everything lies in one flat array, `space`, and is named by the index at which it begins. Rows are n
+samples long, n a multiple of VECTOR. The order of a sum here is that of no reference, as it differs
+from one BLAS to the next.
 """
 
-import numpy as np
-
-from .loops import Array
-from .openmp import compiled, reassociated
-
-
-@reassociated
-def add_product(weight: Array, first: int, x: Array, out: Array) -> None:
-    """out [K, n] += weight[:, first : first + J] @ x [J, n], two rows and four terms at once."""
-    pairs, fours = out.shape[0] // 2 * 2, x.shape[0] // 4 * 4
-    for k in range(0, pairs, 2):
-        out_0, out_1 = out[k], out[k + 1]
-        for j in range(0, fours, 4):
-            x_0, x_1, x_2, x_3 = x[j], x[j + 1], x[j + 2], x[j + 3]
-            a, b = weight[k, first + j : first + j + 4], weight[k + 1, first + j : first + j + 4]
-            a_0, a_1, a_2, a_3 = a[0], a[1], a[2], a[3]
-            b_0, b_1, b_2, b_3 = b[0], b[1], b[2], b[3]
-            for n in range(out_0.size):
-                out_0[n] += a_0 * x_0[n] + a_1 * x_1[n] + a_2 * x_2[n] + a_3 * x_3[n]
-                out_1[n] += b_0 * x_0[n] + b_1 * x_1[n] + b_2 * x_2[n] + b_3 * x_3[n]
-    for k in range(out.shape[0]):
-        for j in range(fours if k < pairs else 0, x.shape[0]):
-            out_k, x_j, a_j = out[k], x[j], weight[k, first + j]
-            for n in range(out_k.size):
-                out_k[n] += a_j * x_j[n]
+from .openmp import inner
+from .rows import Array
+from .tiles import OUTER_COLUMNS, OUTER_ROWS, ROWS, VECTOR, outer_tile, product_tile
 
 
-@reassociated
-def add_outer(grad: Array, x: Array, lag: int, grad_weight: Array, first: int) -> None:
-    """grad_weight[:, first : first + J] += grad[:, lag:] @ x transposed, two rows, four columns.
+@inner
+def product(
+    add: bool, weights: Array, bias: int, first: int, step: int, space: Array, x: int, terms: int,
+    out: int, count: int, n: int,
+) -> None:  # fmt: skip
+    """out [count, n] = a matrix [terms, count] transposed @ x [terms, n] + bias, or + out if `add`.
 
-    grad [K, L], x [J, L]: the sums run along the samples of all steps, with x `lag` samples (one
-    step, where y[t-1] meets dL/di[t]) behind grad.
+    The bias begins at weights[bias], the matrix at weights[first], and its rows are `step` apart.
     """
-    pairs, fours = grad.shape[0] // 2 * 2, x.shape[0] // 4 * 4
-    zero = grad.dtype.type(0)
-    for k in range(0, pairs, 2):
-        g, d = grad[k, lag:], grad[k + 1, lag:]
-        for j in range(0, fours, 4):
-            x_0, x_1, x_2, x_3 = x[j], x[j + 1], x[j + 2], x[j + 3]
-            a_0 = a_1 = a_2 = a_3 = b_0 = b_1 = b_2 = b_3 = zero
-            for n in range(g.size):
-                a_0 += g[n] * x_0[n]
-                a_1 += g[n] * x_1[n]
-                a_2 += g[n] * x_2[n]
-                a_3 += g[n] * x_3[n]
-                b_0 += d[n] * x_0[n]
-                b_1 += d[n] * x_1[n]
-                b_2 += d[n] * x_2[n]
-                b_3 += d[n] * x_3[n]
-            upper, lower = grad_weight[k, first + j :], grad_weight[k + 1, first + j :]
-            upper[0] += a_0
-            upper[1] += a_1
-            upper[2] += a_2
-            upper[3] += a_3
-            lower[0] += b_0
-            lower[1] += b_1
-            lower[2] += b_2
-            lower[3] += b_3
-    for k in range(grad.shape[0]):
-        for j in range(fours if k < pairs else 0, x.shape[0]):
-            g, x_j, single = grad[k, lag:], x[j], zero
-            for n in range(g.size):
-                single += g[n] * x_j[n]
-            grad_weight[k, first + j] += single
+    whole, pairs = count - count % ROWS, count - count % 2
+    for v in range(0, n, VECTOR):
+        for k in range(0, whole, ROWS):
+            product_tile(
+                ROWS, add, weights, bias + k, weights, first + k, step, space, x + v, n, terms,
+                space, out + k * n + v, n,
+            )  # fmt: skip
+        for k in range(whole, pairs, 2):
+            product_tile(
+                2, add, weights, bias + k, weights, first + k, step, space, x + v, n, terms,
+                space, out + k * n + v, n,
+            )  # fmt: skip
+        for k in range(pairs, count):
+            product_tile(
+                1, add, weights, bias + k, weights, first + k, step, space, x + v, n, terms,
+                space, out + k * n + v, n,
+            )  # fmt: skip
 
 
-@reassociated
-def add_rows(rows: Array, total: Array) -> None:
-    """total [K] += the sums of rows [K, L]."""
-    for k in range(rows.shape[0]):
-        row, single = rows[k], rows.dtype.type(0)
-        for n in range(row.size):
-            single += row[n]
-        total[k] += single
+@inner
+def add_outer(
+    space: Array, g: int, rows: int, source: Array, x: int, x_row: int, x_step: int, columns: int,
+    steps: int, sums: Array, first: int, width: int, n: int,
+) -> None:  # fmt: skip
+    """sums [rows, columns] += the sum over steps of g[t] @ x[t] transposed.
+
+    g[t], in space, is [rows, n]; x[t], in source, [columns, n], its rows x_row and its steps x_step
+    apart. The element of a row and a column is sums[first + row * width + column].
+    """
+    step, parts = rows * n, n // VECTOR
+    tall, wide = rows - rows % OUTER_ROWS, columns - columns % OUTER_COLUMNS
+    for c in range(0, wide, OUTER_COLUMNS):
+        for r in range(0, tall, OUTER_ROWS):
+            outer_tile(
+                OUTER_ROWS, OUTER_COLUMNS, space, g + r * n, n, step, source, x + c * x_row, x_row,
+                x_step, steps, parts, sums, first + r * width + c, width,
+            )  # fmt: skip
+        for r in range(tall, rows):
+            outer_tile(
+                1, OUTER_COLUMNS, space, g + r * n, n, step, source, x + c * x_row, x_row,
+                x_step, steps, parts, sums, first + r * width + c, width,
+            )  # fmt: skip
+    for c in range(wide, columns):
+        for r in range(0, tall, OUTER_ROWS):
+            outer_tile(
+                OUTER_ROWS, 1, space, g + r * n, n, step, source, x + c * x_row, x_row,
+                x_step, steps, parts, sums, first + r * width + c, width,
+            )  # fmt: skip
+        for r in range(tall, rows):
+            outer_tile(
+                1, 1, space, g + r * n, n, step, source, x + c * x_row, x_row,
+                x_step, steps, parts, sums, first + r * width + c, width,
+            )  # fmt: skip
 
 
-@compiled
-def transposed(weight: Array, first: int, count: int) -> Array:
-    """weight[:, first : first + count] transposed, contiguous."""
-    turned = np.empty((count, weight.shape[0]), weight.dtype)
-    for j in range(count):
-        for k in range(weight.shape[0]):
-            turned[j, k] = weight[k, first + j]
-    return turned
-
-
-@compiled
-def feature_first(x: Array, space: Array) -> Array:
-    """x [T, F, n] copied into space as [F, T n]."""
-    steps, features, lanes = x.shape
-    turned = space[: x.size].reshape(features, steps, lanes)
-    for f in range(features):
-        for t in range(steps):
-            source, target = x[t, f], turned[f, t]
-            for n in range(lanes):
-                target[n] = source[n]
-    return turned.reshape(features, steps * lanes)
+@inner
+def transpose(values: Array, first: int, rows: int, columns: int) -> None:
+    """Transpose in place the matrix [rows, columns] that begins at values[first]."""
+    matrix = values[first : first + rows * columns].copy()
+    for r in range(rows):
+        for c in range(columns):
+            values[first + c * rows + r] = matrix[r * columns + c]
