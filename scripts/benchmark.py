@@ -6,9 +6,10 @@
 Measured is training throughput, in pictures a second over wall time, of this project (per model,
 backend and thread count), of the script it descends from ("the tutorial"), of spikingjelly 2.0's
 networks, and of a torch LSTM of the same width; further how this project's cost grows with batch,
-hidden size and T, and each process's peak memory. On CUDA it is this project as one graph and
-eagerly, with --amp and without, spikingjelly's networks on each implementation that it has, and an
-LSTM by cuDNN. benchmark_contestants.py says how each figure is taken.
+hidden size and T, each process's peak memory, and the share of a core's peak of multiply-adds. On
+CUDA it is this project as one graph and eagerly, with --amp and without, spikingjelly's networks on
+each implementation that it has, and an LSTM by cuDNN. benchmark_contestants.py says how each figure
+is taken.
 
 Every measurement is a fresh process: warm-up, then a timed loop of `--seconds`. A round measures
 each contestant once; rounds alternate in direction, so that a slow spell of the machine affects
@@ -34,7 +35,7 @@ from typing import Any
 
 import benchmark_contestants
 from benchmark_contestants import CONTESTANTS, MODELS, PEERS, ROOT, Case, Peer
-from benchmark_tables import Row, row_record, scaling_table, table
+from benchmark_tables import Row, peak_lines, row_record, scaling_table, table
 
 from rsnn_fmnist.arguments import Parser, run_command
 from rsnn_fmnist.errors import RunError, UsageError
@@ -228,6 +229,8 @@ def benchmark(arguments: list[str]) -> int:
         cases = plan(options, pythons, root)
         rows = run_rounds(cases, pythons, options.rounds)
         growth = {} if options.no_growth else run_scaling(scaling_base(cases), options.rounds)
+    if options.device == "cpu":
+        facts["peak_gflops_of_a_core"] = round(ask(sys.executable, "peak", 1)["gflops"], 1)
     facts |= {"load_at_start": load, **{f"spikingjelly of {n}": v for n, v in versions.items()}}
     settings = {
         name: getattr(options, name)
@@ -260,6 +263,7 @@ def report(record: dict[str, Any], rows: list[Row], growth: Growth) -> str:
         table(rows),
         *record["not_installed"],
     ]
+    lines += peak_lines(rows, record["machine"].get("peak_gflops_of_a_core"))
     if load > IDLE:
         lines.append(
             f"The machine was not idle (load {load}): the tutorial's script suffers most from that."

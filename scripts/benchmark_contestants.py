@@ -310,7 +310,34 @@ def prepare(device: str, dataset: str, data_path: str, root: str, count: int) ->
     return {name: fact for name, fact in facts.items() if name not in left_out}
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "prepare": prepare}
+def peak() -> dict[str, Any]:
+    """GFLOP/s of one core: multiply-adds on vectors that stay in the first cache, best of 20."""
+    import numpy as np
+    from numba import njit
+
+    from rsnn_fmnist.spiking.kernels.cpu import tiles
+
+    rows, columns, count = tiles.OUTER_ROWS, tiles.OUTER_COLUMNS, 200_000
+
+    @njit  # type: ignore[untyped-decorator]
+    def run(a: Any, b: Any, out: Any) -> None:
+        n = tiles.VECTOR
+        tiles.outer_tile(rows, columns, a, 0, n, 0, b, 0, n, 0, count, 1, out, 0, columns)
+
+    a, b = np.ones((2, max(rows, columns) * tiles.VECTOR), np.float32)
+    seconds = []
+    for _ in range(21):  # the first one compiles
+        start = time.perf_counter()
+        run(a, b, np.zeros(rows * columns, np.float32))
+        seconds.append(time.perf_counter() - start)
+    return {"gflops": 2e-9 * rows * columns * tiles.VECTOR * count / min(seconds)}
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "measure": measure,
+    "peak": peak,
+    "prepare": prepare,
+}
 
 
 def work(task: str) -> int:

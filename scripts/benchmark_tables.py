@@ -81,6 +81,26 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def multiply_adds(model: str, hidden: int = 32, pixels: int = 28, classes: int = 10) -> int:
+    """Those of the compiled float32 step for a column of a picture, in products with weights.
+
+    Forward, for the weights' gradients and, behind the first layer, for the inputs' gradients. In
+    feedback the first layer is part of the recurrent one.
+    """
+    first = 2 * pixels * hidden + (3 * hidden * hidden if model == "feedback" else 0)
+    return first + 3 * hidden * classes
+
+
+def peak_lines(rows: Sequence[Row], gflops: float | None) -> list[str]:
+    """The share of a core's peak that this project's compiled step reaches with one thread."""
+    shares = [
+        f"{row.model} {100 * row.median * 2e-9 * 28 * multiply_adds(row.model) / gflops:.0f} %"
+        for row in rows
+        if gflops and row.contestant == "numba" and row.threads == 1
+    ]
+    return [f"Of a core's {gflops:,.0f} GFLOP/s: {', '.join(shares)}"] if shares else []
+
+
 def scaling_table(name: str, points: Sequence[tuple[int, Row]]) -> str:
     """Images/s and microseconds a picture by model, over the values of one setting."""
     values = sorted({value for value, _ in points})

@@ -59,6 +59,14 @@ def test_the_table_has_a_line_a_row(benchmark: ModuleType, rows: list[Any]) -> N
     assert "own" in others[1]
 
 
+def test_the_share_of_the_peak(benchmark: ModuleType, rows: list[Any]) -> None:
+    """Of plain: 28 x 32 forward and for weights; 32 x 10 three times; 28 columns, 2 operations."""
+    flops = 28 * 2 * (2 * 28 * 32 + 3 * 32 * 10)
+    (line,) = benchmark.peak_lines(rows, 4 * 100 * flops / 1e9)
+    assert line.endswith(" GFLOP/s: plain 25 %")
+    assert benchmark.peak_lines(rows, None) == []
+
+
 def test_growth_is_told_by_value_and_model(benchmark: ModuleType) -> None:
     points = [
         (value, benchmark.Row("numba", model, 2, (rate,)))
