@@ -93,11 +93,12 @@ class Interrupt:
 
     def _acknowledge(self, ear: socket.socket) -> None:
         """Print a line on the first signal, of which Python writes the number to the socket."""
+        said = False
         with ear:
-            while number := ear.recv(1):
-                if number[0] in STOPPING:
+            while number := ear.recv(1):  # until the run ends
+                if number[0] in STOPPING and not said:
                     note("stopping after the present batch; a second signal stops at once")
-                    return
+                    said = True
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:

@@ -154,11 +154,12 @@ def stateful_synapse(
 
 @dataclass(frozen=True)
 class ModelsFile:
-    """A user's file, and the names of the models that it registers."""
+    """A user's file, the names of its models, and those of the modules imported from its folder."""
 
     path: Path
     content: bytes
-    names: frozenset[str] = frozenset()
+    names: frozenset[str]
+    modules: frozenset[str]
 
     @property
     def digest(self) -> str:
@@ -180,13 +181,16 @@ def temporary_models() -> Iterator[None]:
     try:
         yield
     finally:
-        _forget_models()
+        forget_models()
 
 
-def _forget_models() -> None:
+def forget_models() -> None:
+    """Forget the models of a user's file, and the modules from its folder."""
     for file in _imported:
         for name in file.names:
             MODELS.pop(name, None)
+        for name in file.modules:
+            sys.modules.pop(name, None)
     _imported.clear()
 
 
@@ -197,20 +201,28 @@ def import_models(path: Path) -> None:
         UsageError: it cannot be read.
         RunError: it fails.
     """
-    _forget_models()
+    forget_models()
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"--models-file {path}: no such file") from None
     except OSError as error:
         raise UsageError(f"--models-file {path}: cannot be read ({first_line(error)})") from None
-    before = set(MODELS)
+    before, modules = set(MODELS), set(sys.modules)
     try:
         _execute(path, content)
     except (Exception, SystemExit) as error:  # the user's file may raise anything
         raise RunError(f"--models-file {path}: {with_type(error)}") from error
     finally:
-        _imported.append(ModelsFile(path, content, frozenset(MODELS) - before))
+        folder = path.resolve().parent
+        new = (name for name in set(sys.modules) - modules)
+        own = frozenset(name for name in new if _lies_in(folder, sys.modules[name]))
+        _imported.append(ModelsFile(path, content, frozenset(MODELS) - before, own))
+
+
+def _lies_in(folder: Path, module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and folder in Path(file).resolve().parents
 
 
 def _execute(path: Path, content: bytes) -> None:
@@ -300,9 +312,9 @@ def check_model(
     try:
         torch.save(model.state_dict(), file)
         file.seek(0)
-        torch.load(file, weights_only=True)
+        model.load_state_dict(torch.load(file, weights_only=True))
     except Exception as error:  # of pickle, or of the user's get_extra_state
         raise RunError(
             f"the model {name} has a state that a checkpoint cannot hold ({with_type(error)}); its "
-            "get_extra_state should return tensors and plain types"
+            "get_extra_state should return tensors and plain types, for set_extra_state"
         ) from error

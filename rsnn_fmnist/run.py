@@ -30,6 +30,7 @@ from .storage.resume import (
     import_kept_models,
     locked_start,
     nearest,
+    newest,
 )
 from .storage.run_directory import RunDirectory, Saver, locate
 from .tracking.console import Console, clock
@@ -54,14 +55,17 @@ def run(flags: Settings, file: Settings) -> int:
         if machine.prepare_only:
             return prepare(machine, {**file, **flags})
         experiment, directory, content = world.on_first(lambda: find_start(machine, flags, file))
-        if machine.resume:
-            world.on_all(lambda: import_kept_models(machine, directory))
+        if content:
+            world.on_all(lambda: import_kept_models(machine, content, directory))
         console = Console(experiment.epochs, quiet=machine.quiet, mute=not world.first)
         if content and finished(experiment, content) and not machine.test_only:
             console.result(summary(experiment, content["rows"], directory))
             return 0
-        session, backend = world.on_all(lambda: prepare_session(experiment, machine, world))
+        with Interrupt() as interrupt:  # what a kernel's compilation would swallow
+            session, backend = world.on_all(lambda: prepare_session(experiment, machine, world))
         with closing(session):
+            if interrupt.signum is not None:
+                raise InterruptedRunError(interrupt.signum)
             announce(console, session, backend)
             if machine.test_only and content:
                 return test(session, content, Path(machine.resume), console)
@@ -100,11 +104,14 @@ def prepare(machine: Machine, settings: Settings) -> int:
             f"--prepare-only: takes settings, not a checkpoint; leave out --resume {machine.resume}"
         )
     experiment = config.from_settings(Experiment, settings)
+    directory = locate(experiment, machine)
+    if machine.resume and (content := newest(directory)):
+        import_kept_models(machine, content, directory)
     check_experiment(experiment, machine)
     load_pictures(experiment, machine)
     device = torch.device("cpu")  # the accelerator may be on other machines only
     initial_model(experiment, dataclasses.replace(machine, backend="auto"), device)
-    print(f"run      {locate(experiment, machine)}")
+    print(f"run      {directory}")
     return 0
 
 
@@ -149,11 +156,11 @@ def initial_model(experiment: Experiment, machine: Machine, device: torch.device
     random_state.seed(experiment.seed)
     model = build_model(experiment).to(device)
     set_backend(model, machine.backend)
-    check_model(experiment.model, model, device, Precision.of(experiment, device).autocast())
     try:
         backends_in_use(model, device)
     except BackendUnavailableError as error:
         raise RunError(f"--backend {machine.backend}: {error}") from None
+    check_model(experiment.model, model, device, Precision.of(experiment, device).autocast())
     return model
 
 

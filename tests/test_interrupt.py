@@ -57,6 +57,8 @@ with Interrupt() as interrupt:
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10_000_000)  # some seconds
     print("busy no longer", file=__import__("sys").stderr)
     assert interrupt.signum == signal.SIGINT
+    interrupt._when += 1e9
+    os.kill(os.getpid(), signal.SIGTERM)  # an echo of the first one
 assert signal.set_wakeup_fd(-1) == -1
 """
     reader, terminal = os.openpty()

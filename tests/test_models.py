@@ -175,9 +175,10 @@ def test_another_models_file_is_refused_by_name(stopped: Path, here: Path, capsy
         line = refused(capsys, 2, *words)
         assert f"--models-file mine.py: not the file that the run in {stopped} was" in line
         assert f"use the run's own copy, {stopped / 'models.py'}" in line
-    (stopped / "models.py").write_text(CHANGED)
+    (stopped / "models.py").write_text(f"open({str(here / 'ran')!r}, 'w')\n" + CHANGED)
     line = refused(capsys, 2, "--resume", str(stopped))
     assert "name the original with --models-file" in line
+    assert not (here / "ran").exists()
     (stopped / "models.py").unlink()
     line = refused(capsys, 2, "--resume", str(stopped))
     assert "name its file with --models-file" in line
@@ -186,11 +187,35 @@ def test_another_models_file_is_refused_by_name(stopped: Path, here: Path, capsy
     assert cli.main(words) == 0
 
 
+@pytest.mark.usefixtures("small_synthetic")
+def test_a_file_beside_a_run_that_was_trained_without_is_not_run(here: Path, capsys: Any) -> None:
+    assert cli.main(["--model", "plain", *SMALL, "--epochs", "1", "--run-name", "run"]) == 0
+    (here / "runs" / "run" / "models.py").write_text("1 / 0\n")
+    assert cli.main(["--resume", "runs/run", "--test-only", "--device", "cpu"]) == 0
+
+
+@pytest.mark.usefixtures("small_synthetic")
+def test_what_a_models_file_imports(here: Path, capsys: Any) -> None:
+    """Is read again by a second call, and is not copied."""
+    (here / "width_of_mine.py").write_text("WIDTH = 10\n")
+    text = MINE.format(name="mine").replace("width))", "WIDTH))")
+    (here / "mine.py").write_text(f"from width_of_mine import WIDTH\n{text}")
+    assert cli.main([*COMMAND, "--epochs", "1", "--run-name", "run"]) == 0
+    capsys.readouterr()
+    line = refused(capsys, 1, "--resume", "runs/run", "--epochs", "2")
+    assert "this is the run's own copy" in line
+    assert "name the original with --models-file" in line
+    (here / "width_of_mine.py").write_text("WIDTH = 3333\n")
+    assert "returns [2, 3333]" in refused(capsys, 1, *COMMAND, "--run-name", "other")
+
+
 def test_a_checkpoint_that_names_no_models_file(stopped: Path, here: Path, capsys: Any) -> None:
     content = torch.load(stopped / "latest.pt", weights_only=True)
     content.pop("models_file")
     atomic.save(stopped / "latest.pt", content)
-    assert cli.main(["--resume", str(stopped), "--device", "cpu"]) == 0
+    words = ["--resume", str(stopped), "--device", "cpu"]
+    assert "name its file with --models-file" in refused(capsys, 2, *words)
+    assert cli.main([*words, "--models-file", "mine.py"]) == 0
     assert "does not say which models file" in capsys.readouterr().err
 
 
@@ -248,6 +273,10 @@ def test_lazy_layers_and_a_state_that_is_no_tensor(here: Path, capsys: Any) -> N
     assert same(final(here / "stopped"), final(here / "whole"))
     kept = final(here / "whole")["files"]["latest.pt"]["model"]
     assert kept["_extra_state"] == {"calls": 30}
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    assert report.main([str(here / "whole"), "--out", str(here / "report")]) == 0
+    assert "12,730" in capsys.readouterr().out
     assert kept["1.weight"].shape == (16, 784)
 
 
@@ -256,6 +285,10 @@ def test_lazy_layers_and_a_state_that_is_no_tensor(here: Path, capsys: Any) -> N
 def test_a_state_that_a_checkpoint_cannot_hold(here: Path, capsys: Any, mode: list[str]) -> None:
     """Refused before anything is trained, and by what is run before many runs."""
     (here / "mine.py").write_text(ODD.replace("{state}", "object()"))
+    line = refused(capsys, 1, *COMMAND, *mode)
+    assert "the model mine has a state that a checkpoint cannot hold" in line
+    only_get = ODD.replace("{state}", "1.5").replace("def set_extra_state", "def unused")
+    (here / "mine.py").write_text(only_get)
     line = refused(capsys, 1, *COMMAND, *mode)
     assert "the model mine has a state that a checkpoint cannot hold" in line
     line = refused(capsys, 2, *COMMAND, "--hidden", "64", *mode)

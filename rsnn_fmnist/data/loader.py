@@ -6,6 +6,7 @@ handed to the model as the view [N, H, W = T] of pictures. Augmentation is left 
 
 import atexit
 import contextlib
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ class Loader:
 
         With workers, the next batch overwrites the buffer: use each one before asking for the next.
         """
-        if not self.workers:
+        if not self.workers or not indices:
             yield from (batch.to(self.device) for batch in indices)
             return
         self._make_room(max([EVALUATION_BATCH, *map(len, indices)]))
@@ -90,13 +91,13 @@ class Loader:
         """The batches on the host, from the workers; from this process once a worker has died."""
         done = 0
         if not self._failed:
-            if self._stream is None:
-                self._stream = _Stream(self._host, len(self.pictures), self.workers)
             try:
+                if self._stream is None:
+                    self._stream = _Stream(self._host, len(self.pictures), self.workers)
                 for batch in self._stream.batches(indices):
                     yield batch
                     done += 1
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 self._failed = True
                 self.close()
                 warn(f"{first_line(error)}; without -j from here on")
@@ -191,14 +192,24 @@ class _Stream(DataLoader[tuple[int, int]]):
         """Columns and labels of each index tensor [N]; the batch after the next overwrites them.
 
         Raises:
-            RuntimeError: a process has died.
+            RuntimeError, OSError: a process has died, or cannot be started.
         """
         columns, labels = self._buffers.columns, self._buffers.labels
         self._items[:] = [(n % len(columns), i.numpy()) for n, i in enumerate(indices)]
-        with _signals_blocked():
-            stream = iter(self)  # the first call starts the processes
+        stream = iter(self) if self._iterator is not None else self._start()
         for buffer, count in stream:
             yield columns[buffer, :count], labels[buffer, :count]
+
+    def _start(self) -> Iterator[tuple[int, int]]:
+        """Start the processes; if one cannot be started, end the others."""
+        before = set(multiprocessing.active_children())
+        try:
+            with _signals_blocked():
+                return iter(self)
+        except Exception:
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.kill()
+            raise
 
     def close(self) -> None:
         """End the processes."""

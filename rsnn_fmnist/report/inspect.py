@@ -11,7 +11,7 @@ from ..data.pictures import CLASS_NAMES
 from ..errors import RunError, UsageError, note
 from ..models import imported
 from ..storage import checkpoint
-from ..storage.resume import import_kept_models, newest, refuse_other_models
+from ..storage.resume import directory_of, import_kept_models, newest, refuse_other_models
 from ..tracking.diagnostics import record_pictures
 from .energy import ACCUMULATE, MULTIPLY_ACCUMULATE, Operations, count_operations
 from .measurements import open_test
@@ -32,9 +32,9 @@ def inspect_picture(
         RunError: no readable checkpoint, or its weights do not fit.
     """
     content = read(path)
-    directory = path if path.is_dir() else path.parent
-    import_kept_models(machine, directory)
-    refuse_other_models(machine, content, directory)
+    directory = directory_of(path)
+    import_kept_models(machine, content, directory)
+    refuse_other_models(content, directory)
     if file := imported():
         note(f"running {file.path}")
     experiment = checkpoint.experiment_of(content, path)

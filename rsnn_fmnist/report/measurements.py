@@ -5,9 +5,11 @@ pictures.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -17,7 +19,7 @@ from ..data.loader import Loader
 from ..data.pictures import Pictures
 from ..device import choose_device, configure
 from ..errors import RunError, warn
-from ..models import build_model, check_registered
+from ..models import build_model, check_model, check_registered
 from ..session import Session, evaluating, open_session
 from ..storage import checkpoint
 from ..storage.resume import (
@@ -26,6 +28,7 @@ from ..storage.resume import (
     newest,
     refuse_other_models,
 )
+from ..storage.run_directory import MODELS_FILE
 from .energy import Operations, count_operations
 from .memory_curve import MemoryCurves, measure_curves
 from .records import Run
@@ -109,18 +112,29 @@ class Measurer:
     def _result(self, group: Group, done: Callable[[int], object]) -> ModelResult:
         """Measure what can be measured; warn about the rest, and leave it out."""
         try:
-            import_kept_models(self.machine, group.runs[0].path)
+            self._import_models(group)
             check_registered(group.model)
         except RunError as error:
             warn(f"{error}; its parameters are not counted and its weights are not used")
             done(len(group.runs))
             return ModelResult(group)
-        parameters = sum(p.numel() for p in build_model(group.experiment).parameters())
+        parameters = sum(p.numel() for p in built(group.experiment).parameters())
         result = ModelResult(group, parameters)
         for run in group.runs:
             self._add_run(result, run)
             done(1)
         return result
+
+    def _import_models(self, group: Group) -> None:
+        """Import the models file of the first run with weights; warn where another has another."""
+        kept = [run.path / MODELS_FILE for run in group.runs]
+        if len({path.read_bytes() for path in kept if path.is_file()}) > 1:
+            warn(f"{group.model}: the models files of its runs differ, such as {kept[0]}")
+        for run in group.runs:
+            content = newest(run.path)
+            if content:
+                import_kept_models(self.machine, content, run.path)
+                return
 
     def _add_run(self, result: ModelResult, run: Run) -> None:
         """Add what the run's weights give; nothing without usable weights or pictures."""
@@ -165,13 +179,20 @@ def trained_model(run: Run, machine: Machine) -> nn.Module | None:
     content = newest(run.path)
     if content is None:
         return None
-    import_kept_models(machine, run.path)
-    refuse_other_models(machine, content, run.path)
+    import_kept_models(machine, content, run.path)
+    refuse_other_models(content, run.path)
     kept = checkpoint.experiment_of(content, run.path)
     if replace(kept, epochs=run.experiment.epochs) != run.experiment:  # it may have been extended
         raise RunError(f"{run.path}: its config.toml and its weights have different settings")
-    model = build_model(run.experiment)
+    model = built(run.experiment)
     checkpoint.load_weights(model, content["model"], run.path)
+    return model
+
+
+def built(experiment: Experiment) -> nn.Module:
+    """The experiment's model; lazy layers have their shapes."""
+    model = build_model(experiment)
+    check_model(experiment.model, model, torch.device("cpu"), nullcontext())
     return model
 
 
@@ -199,5 +220,5 @@ def open_test(
         pictures = test_pictures(experiment.dataset, machine)
     test = Loader(pictures, device, normalize=experiment.normalize)
     return open_session(
-        experiment, device, build_model(experiment) if model is None else model, (test, None, test)
+        experiment, device, built(experiment) if model is None else model, (test, None, test)
     )

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import backend
 from .sequence import (
@@ -145,6 +146,18 @@ class LinearRecurrentContainer(SequenceModule):
         return run(x_seq, state, **settings)
 
     def reference(self) -> Reference:
+        """See `SequenceModule`; of rc only weight and bias are read.
+
+        Raises:
+            ValueError: rc computes something else, or its weight is not what it learns.
+        """
         rc = self.rc
+        own = type(rc).forward is nn.Linear.forward and "forward" not in vars(rc)
+        if not own or not ("weight" in rc._parameters or is_parametrized(rc, "weight")):
+            raise ValueError(
+                "rc must be an nn.Linear with its own forward, whose weight is a parameter or "
+                "parametrized (torch.nn.utils.parametrizations); older utilities that replace the "
+                "weight, such as torch.nn.utils.spectral_norm, have no effect on it"
+            )
         settings = {"weight": rc.weight, "bias": rc.bias, "sub_module": self.sub_module}
         return linear_recurrent_sequence, settings

@@ -1,13 +1,14 @@
 """Where a run starts: at its first epoch, or from a checkpoint of the same experiment."""
 
 import dataclasses
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 
 from .. import config
 from ..config import Experiment, Machine, Settings
 from ..errors import RunError, UsageError, warn
-from ..models import MODELS, check_registered, import_models, imported
+from ..models import MODELS, check_registered, forget_models, import_models, imported
 from . import checkpoint
 from .checkpoint import Content
 from .run_directory import (
@@ -37,7 +38,7 @@ def find_start(
     else:
         experiment, directory, content = _by_checkpoint(machine, flags, settings)
     if content:
-        refuse_other_models(machine, content, directory)
+        refuse_other_models(content, directory)
         kept = checkpoint.experiment_of(content, directory)
         if "epochs" not in settings:
             experiment = dataclasses.replace(experiment, epochs=kept.epochs)
@@ -53,10 +54,13 @@ def find_start(
 def _by_settings(machine: Machine, settings: Settings) -> tuple[Experiment, Path, Content | None]:
     experiment = config.from_settings(Experiment, settings)
     directory = locate(experiment, machine)
-    if machine.resume:
-        import_kept_models(machine, directory)
+    content = newest(directory) if machine.resume else None
+    if content:
+        import_kept_models(machine, content, directory)
     check_experiment(experiment, machine)
-    return experiment, directory, starting_point(machine, directory)
+    if not machine.resume:
+        refuse_existing(directory)
+    return experiment, directory, content
 
 
 def _by_checkpoint(
@@ -70,7 +74,7 @@ def _by_checkpoint(
     content = starting_point(machine, directory)
     if content is None:
         raise RunError(f"--resume {path}: holds no checkpoint of a run")
-    import_kept_models(machine, directory)
+    import_kept_models(machine, content, directory)
     kept = dataclasses.asdict(checkpoint.experiment_of(content, path))
     experiment = config.from_settings(Experiment, {**kept, **settings})
     if experiment.model not in MODELS and "model" not in settings:
@@ -124,24 +128,43 @@ def _refuse_other_run(kept: Experiment, path: Path, directory: Path) -> None:
         )
 
 
-def import_kept_models(machine: Machine, directory: Path) -> None:
-    """Import the models file that the run in the directory keeps, unless --models-file names one.
+def import_kept_models(machine: Machine, content: Content, directory: Path) -> None:
+    """Import the copy of the models file that a checkpoint was trained with, if there is one.
+
+    Not where --models-file names a file. The copy runs only if it is what was copied.
 
     Raises:
-        RunError: the file fails.
+        UsageError: it was changed.
+        RunError: it fails.
     """
-    kept, present = directory / MODELS_FILE, imported()
-    if kept.is_file() and not machine.models_file and not (present and present.path == kept):
+    kept, digest, present = directory / MODELS_FILE, content.get("models_file"), imported()
+    if machine.models_file or (present and present.path == kept):
+        return
+    forget_models()
+    if digest is None or not kept.is_file():
+        return
+    if hashlib.sha256(kept.read_bytes()).hexdigest() != digest:
+        raise UsageError(
+            f"{kept}: not the file that the run was trained with; restore it, or name the original "
+            "with --models-file"
+        )
+    try:
         import_models(kept)
+    except RunError as error:
+        message = str(error).removeprefix("--models-file ")
+        raise RunError(
+            f"{message}; this is the run's own copy of its models file, without what lay beside "
+            "it: name the original with --models-file"
+        ) from error
 
 
-def refuse_other_models(machine: Machine, content: Content, directory: Path) -> None:
+def refuse_other_models(content: Content, directory: Path) -> None:
     """Raise an error where a checkpoint was trained with another models file than the imported one.
 
     A file is known by its own content, not by that of what it imports.
     """
     file, kept = imported(), content.get("models_file")
-    if kept is None and file:
+    if "models_file" not in content and file:
         warn(f"{directory}: its checkpoint does not say which models file it was trained with")
     elif kept and not file:
         raise UsageError(
@@ -149,12 +172,9 @@ def refuse_other_models(machine: Machine, content: Content, directory: Path) -> 
             "--models-file"
         )
     elif kept and file and file.digest != kept:
-        remedy = f"leave it out to use the run's own copy, {directory / MODELS_FILE}"
-        if not machine.models_file:
-            remedy = "name the original with --models-file"
         raise UsageError(
             f"--models-file {file.path}: not the file that the run in {directory} was trained "
-            f"with; {remedy}"
+            f"with; leave it out to use the run's own copy, {directory / MODELS_FILE}"
         )
 
 

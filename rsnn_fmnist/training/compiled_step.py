@@ -89,10 +89,24 @@ def _fits(model: nn.Module) -> bool:
     given = SIDE
     for layer in model.children():
         inputs, outputs = features(layer, given)
+        if not _has_its_shapes(layer, inputs, outputs):
+            return False
         if inputs != given or (isinstance(layer, LinearRecurrentContainer) and inputs != outputs):
             return False
         given = outputs
     return given == CLASSES
+
+
+def _has_its_shapes(layer: nn.Module, inputs: int, outputs: int) -> bool:
+    """Whether the parameters, which may be replaced, have the shapes of the layer's attributes."""
+    if isinstance(layer, SynapseFilter):
+        return not layer.learnable or layer.w.dim() == 0
+    recurrent = isinstance(layer, LinearRecurrentContainer)
+    linear = layer.rc if recurrent else layer
+    if not isinstance(linear, nn.Linear):
+        return True
+    shape = (outputs, inputs + outputs) if recurrent else (outputs, inputs)
+    return linear.weight.shape == shape and (linear.bias is None or linear.bias.shape == (outputs,))
 
 
 def _layer_refusal(name: str, layer: nn.Module) -> str | None:
@@ -140,7 +154,7 @@ class CompiledGradients:
             self.layers, self.folds, more = plan(self.layers, len(self.values), *kinds)
         self.size = len(self.values) + more
         self.kept, self.passing = chain.lay_out(self.layers, SIDE, half)
-        self.threads = 0
+        self.threads = self.steps = 0
         self._compile()
 
     def __call__(self, selection: Tensor) -> None:

@@ -14,6 +14,9 @@ from ..session import Session, build_optimizer
 class FlatParameters:
     """Joins the parameters of a session on the CPU; they keep their values.
 
+    Restore a checkpoint before: loading the state of the session's optimizer afterwards would
+    replace its views.
+
     Attributes:
         values, gradient: [P], in the order of the model's parameters.
     """
@@ -49,8 +52,9 @@ class FlatParameters:
                     self._own.state[p][name] = value
 
     def step(self) -> None:
-        """One step of the optimizer, at the learning rate of the session's own."""
-        self._optimizer.param_groups[0]["lr"] = self._own.param_groups[0]["lr"]
+        """One step of the optimizer, with the settings of the session's own."""
+        (own,), (flat,) = self._own.param_groups, self._optimizer.param_groups
+        flat.update({name: value for name, value in own.items() if name != "params"})
         self._optimizer.step()
 
 

@@ -176,6 +176,31 @@ def test_a_long_path_for_temporary_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_batches_that_are_larger_than_the_first_ones(capsys: Any) -> None:
+    """A run that resumes at the end of an epoch has none at first."""
+    pictures = random_set(1500)
+    loader = Loader(pictures, CPU, workers=1)
+    assert list(loader.batches([])) == []
+    ((_, labels),) = loader.batches([torch.arange(1500)])
+    assert torch.equal(labels, pictures.labels)
+    assert capsys.readouterr().err == ""
+    loader.close()
+
+
+def test_processes_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "_Popen", staticmethod(fail))
+    pictures = random_set(30)
+    loader = Loader(pictures, CPU, workers=2)
+    ((_, labels),) = loader.batches([torch.arange(30)])
+    assert torch.equal(labels, pictures.labels)
+    assert "Too many open files; without -j from here on" in capsys.readouterr().err
+    loader.close()
+
+
+@pytest.mark.slow
 def test_more_workers_than_cores_do_not_warn() -> None:
     """Any warning is an error in the tests."""
     loader = Loader(random_set(4), CPU, workers=len(os.sched_getaffinity(0)) + 1)

@@ -110,13 +110,16 @@ def workers_of(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_stopped_workers_do_not_hold_up_a_stop(tmp_path: Path, undisturbed: Any) -> None:
+@pytest.mark.parametrize("which", [slice(None), slice(-1, None)], ids=["all", "an idle one"])
+def test_stopped_workers_do_not_hold_up_a_stop(
+    tmp_path: Path, undisturbed: Any, which: slice
+) -> None:
     """A batch that never comes: the wait for it ends at the first signal."""
     with start(tmp_path, f"{EPOCHS} --tb -j 2") as process:
         wait_for(tmp_path / "run" / "latest.pt")
         workers = workers_of(process.pid)
         assert len(workers) >= 2
-        for worker in workers:
+        for worker in workers[which]:
             os.kill(worker, signal.SIGSTOP)
         time.sleep(1.0)
         process.terminate()

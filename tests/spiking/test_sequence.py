@@ -196,3 +196,14 @@ def test_gradients_reach_the_weights_behind_integer_spikes() -> None:
         gradients.append(other.rc.weight.grad)
     assert torch.equal(*gradients)
     assert gradients[0].any()
+
+
+def test_of_the_recurrent_layer_only_weight_and_bias_are_read() -> None:
+    container, x = LinearRecurrentContainer(IF(), 4, 4), torch.rand(3, 2, 4)
+    torch.nn.utils.parametrizations.spectral_norm(container.rc)
+    container(x)
+    for change in (torch.nn.utils.spectral_norm, lambda rc: setattr(rc, "forward", rc.forward)):
+        container = LinearRecurrentContainer(IF(), 4, 4)
+        change(container.rc)
+        with pytest.raises(ValueError, match=r"rc must be an nn.Linear with its own forward"):
+            container(x)

@@ -120,8 +120,39 @@ def test_gradients_equal_autograds(
     assert ours.keys() == theirs.keys()
     for parameter, gradient in theirs.items():
         assert torch.allclose(ours[parameter], gradient, rtol=1e-10, atol=1e-13), parameter
+        error = (ours[parameter] - gradient).abs().max()
+        assert error <= 1e-12 * gradient.abs().max(), parameter
     assert torch.equal(our_sums[1:], their_sums[1:])
     assert torch.allclose(our_sums[0], their_sums[0], rtol=1e-12)
+
+
+def test_threads_that_are_not_there_add_nothing() -> None:
+    """OpenMP may give fewer than asked for, as within a region of another library."""
+    torch.set_num_threads(2)
+    session, sums = open_chain(built("plain", 32)), Sums(CPU)
+    compiled = CompiledGradients(session.model, FlatParameters(session), session.train, sums)
+    compiled(torch.arange(100))
+    expected = compiled.gradient.copy()
+    for space in compiled.spaces[1:]:
+        space[:] = float("nan")
+    sums.reset()
+    compiled(torch.arange(100))
+    assert (compiled.gradient == expected).all()
+    assert sums.totals[3] == 100
+
+
+@pytest.mark.parametrize("name", ["plain", "feedback", "stateful-synapse"])
+def test_weights_of_other_shapes_are_refused(name: str) -> None:
+    """As after pruning: a layer's forward goes by its weights, the loop by its attributes."""
+    model = models.build(name, hidden=32)
+    model.fc1.weight = nn.Parameter(torch.zeros(16, 28))
+    assert "fit" in (refusal(model) or "")
+    model = models.build(name, hidden=32)
+    model.fc2.bias = nn.Parameter(torch.zeros(1))
+    assert "fit" in (refusal(model) or "")
+    model = models.build("feedback", hidden=32)
+    model.sn1.rc.weight = nn.Parameter(torch.zeros(32, 48))
+    assert "fit" in (refusal(model) or "")
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])

@@ -230,6 +230,8 @@ def gather(
 ) -> None:
     """Fill x [H n] with column t of pictures `chosen` [n], times scale plus shift.
 
+    On little-endian machines, which are all that numba supports.
+
     Args:
         words: all pictures [M, T H / 4]; the first of the four pixels of a word is its lowest byte.
         word: space for one word of each picture, [n].
@@ -443,7 +445,7 @@ def chain_part(
         straight, turned: of `prepared`.
         spaces: working space of each part.
         grads, totals: each part's gradients, of folded matrices too, and totals of `metrics.Sums`
-            [parts, 4], filled.
+            [parts, 4]; zeros, to which it adds.
     """
     n = min(SAMPLES, -(-len(indices) // (parts * VECTOR)) * VECTOR)
     first, behind = share(part, parts, len(indices), n)
@@ -451,8 +453,6 @@ def chain_part(
     real = space.dtype.type
     block = Block(steps, n, half, kept * steps * n, grads.shape[1])
     last, pixels = layers[-1], layers[0].inputs
-    fill(sums, real(0))
-    totals[part] = 0
     ones, size = np.ones(n, space.dtype), last.outputs * n
     counts, error = np.empty(size, space.dtype), np.empty(size, space.dtype)
     chosen, word = np.empty(n, np.int64), np.empty(n, np.uint32)
@@ -515,6 +515,8 @@ def chain(
     `folds` of `fold.plan`.
     """
     straight, turned = prepared(layers, folds, grads.shape[1], parameters, half)
+    grads[:] = 0  # here, since there may be fewer parts than threads
+    parts[:] = 0
     fork(
         chain_part,
         threads,

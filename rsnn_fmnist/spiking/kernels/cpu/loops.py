@@ -107,6 +107,7 @@ def neuron_backward(threads: int, *arguments: Any) -> None:
 def add_product(rows: Array, matrix: Array, total: Array) -> None:
     """total [N, K] += rows [N, J] @ matrix [K, J] transposed, four samples at a time.
 
+    Samples come first here, as in torch's tensors; the products of products.py have them last.
     The order of these sums differs from the reference's, as it does from one BLAS to the next.
     """
     fours = rows.shape[0] // 4 * 4

@@ -91,6 +91,10 @@ def compiled(loop: F) -> F:
     return dispatcher
 
 
+if numba.config.CACHE_DIR:  # else NUMBA_CACHE_DIR=~/folder would be a folder named `~`
+    numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR).expanduser())
+
+
 def _check_home() -> None:
     """Raise RuntimeError where numba would make a folder named `~` for its cache."""
     if not (os.access(Path(__file__).parent, os.W_OK) or os.environ.get("NUMBA_CACHE_DIR")):

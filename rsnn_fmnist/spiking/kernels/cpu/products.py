@@ -17,7 +17,8 @@ def product(
 ) -> None:  # fmt: skip
     """out [count, n] = a matrix [terms, count] transposed @ x [terms, n] + bias, or + out if `add`.
 
-    The bias begins at weights[bias], the matrix at weights[first], and its rows are `step` apart.
+    The bias begins at weights[bias], and is read even if `add`; the matrix begins at
+    weights[first], and its rows are `step` apart.
     """
     whole, pairs = count - count % ROWS, count - count % 2
     for v in range(0, n, VECTOR):

@@ -5,9 +5,9 @@ functions `neuron.if_step`, `neuron.lif_step` and `synapse.filter_step`, and of 
 `slope`. Their operations are done in the same order, without fused multiply-adds, so that a charge
 close to the threshold is rounded, and fires, as in the reference.
 
-Neurons work in place: a row holds a layer's input, then its charged potential h, and on the way
-back the gradient of the input. So a row is loaded and stored once, and LLVM need not ask whether
-two arrays overlap.
+Neurons work in place: a row holds a layer's input, then its charged potential h, and in the
+backward pass the gradient of the input. So a row is loaded and stored once, and LLVM need not ask
+whether two arrays overlap.
 """
 
 from typing import NamedTuple
