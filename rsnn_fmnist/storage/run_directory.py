@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from .. import config
 from ..arguments import path_problem
@@ -78,7 +78,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: BaseFileLock = FileLock(path / LOCK, timeout=0)
+        self._lock = FileLock(path / LOCK, timeout=0)
         self._rows: list[Row] = []
         self._behind = False  # metrics.jsonl lacks a row, or ends in a part of one
 
@@ -86,16 +86,18 @@ class RunDirectory:
         lock = self.path / LOCK
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "flock not supported")  # told below
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
                 self._lock.acquire()
-            if isinstance(self._lock, SoftFileLock):
+            if any("flock not supported" in str(warning.message) for warning in caught):
                 warn(
                     f"{self.path}: no locks on this file system; if this process is killed, other "
                     f"machines find the run locked until {lock} is deleted"
                 )
             else:
-                lock.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")  # as SoftFileLock does
+                lock.write_text(
+                    f"{os.getpid()}\n{socket.gethostname()}\n"
+                )  # as filelock does where there are no locks
         except Timeout:
             raise RunError(
                 f"{self.path}: another process is writing this run{_holder(lock)}"
