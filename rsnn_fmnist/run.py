@@ -109,8 +109,9 @@ def prepare(machine: Machine, settings: Settings) -> int:
         import_kept_models(machine, content, directory)
     check_experiment(experiment, machine)
     load_pictures(experiment, machine)
-    device = torch.device("cpu")  # the accelerator may be on other machines only
-    initial_model(experiment, dataclasses.replace(machine, backend="auto"), device)
+    if machine.backend == "cupy":  # whose GPUs may be on other machines only
+        machine = dataclasses.replace(machine, backend="auto")
+    initial_model(experiment, machine, torch.device("cpu"))
     print(f"run      {directory}")
     return 0
 

@@ -295,6 +295,25 @@ def test_a_state_that_a_checkpoint_cannot_hold(here: Path, capsys: Any, mode: li
     assert "--hidden 64: the model mine has no such option" in line
 
 
+@pytest.mark.usefixtures("small_synthetic")
+@pytest.mark.parametrize("mode", [[], ["--prepare-only"]])
+def test_a_backend_that_a_layer_cannot_have(here: Path, capsys: Any, mode: list[str]) -> None:
+    (here / "mine.py").write_text(
+        """
+import torch
+from rsnn_fmnist.models import ColumnReader, register
+from rsnn_fmnist.spiking import IF, ElementWiseRecurrentContainer
+
+@register("mine")
+def mine():
+    return ColumnReader(torch.nn.Linear(28, 10), ElementWiseRecurrentContainer(IF(), torch.add))
+"""
+    )
+    line = refused(capsys, 1, *COMMAND, "--backend", "numba", *mode)
+    assert "--backend numba: 1: " in line
+    assert cli.main([*COMMAND, "--epochs", "1", "--quiet", *mode]) == 0
+
+
 def test_a_column_reader_advances_by_a_column() -> None:
     torch.manual_seed(0)
     model, x = models.build("feedback"), torch.rand(5, 28, 28) * 4
