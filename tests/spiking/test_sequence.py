@@ -66,6 +66,7 @@ HIDDEN: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch 2.11's
 @pytest.mark.parametrize("name", HIDDEN)
 def test_hidden_state_is_refused(name: str) -> None:
     """Its first axis is taken for time, or its state is lost between two steps."""
@@ -82,6 +83,7 @@ def test_hidden_state_is_refused(name: str) -> None:
         TimeDistributed(HIDDEN[name]())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch 2.11's
 @pytest.mark.parametrize("name", HIDDEN)
 def test_hidden_state_is_refused_where_a_module_is_replaced(name: str) -> None:
     linear, element_wise = (
