@@ -163,8 +163,13 @@ class ModelsFile:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the content."""
-        return hashlib.sha256(self.content).hexdigest()
+        """What it is known by; see `digest_of`."""
+        return digest_of(self.content)
+
+
+def digest_of(content: bytes) -> str:
+    """The SHA-256 of a models file."""
+    return hashlib.sha256(content).hexdigest()
 
 
 _imported: list[ModelsFile] = []  # one, or none

@@ -24,15 +24,14 @@ from .spiking.backend import backends_in_use
 from .storage import checkpoint, dataset_cache, provenance
 from .storage.checkpoint import Content
 from .storage.resume import (
-    check_experiment,
+    by_settings,
     find_start,
     finished,
     import_kept_models,
     locked_start,
     nearest,
-    newest,
 )
-from .storage.run_directory import RunDirectory, Saver, locate
+from .storage.run_directory import RunDirectory, Saver
 from .tracking.console import Console, clock
 from .tracking.diagnostics import Diagnostics, import_figures
 from .tracking.tensorboard import TensorBoard
@@ -103,11 +102,7 @@ def prepare(machine: Machine, settings: Settings) -> int:
         raise UsageError(
             f"--prepare-only: takes settings, not a checkpoint; leave out --resume {machine.resume}"
         )
-    experiment = config.from_settings(Experiment, settings)
-    directory = locate(experiment, machine)
-    if machine.resume and (content := newest(directory)):
-        import_kept_models(machine, content, directory)
-    check_experiment(experiment, machine)
+    experiment, directory, _ = by_settings(machine, settings)
     load_pictures(experiment, machine)
     if machine.backend == "cupy":  # whose GPUs may be on other machines only
         machine = dataclasses.replace(machine, backend="auto")

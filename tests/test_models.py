@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import SMALL, command, final, refused, same, stop
+from helpers.runs import SMALL, command, final, refused, stop
+from torture import same
 
 from rsnn_fmnist import cli, models
 from rsnn_fmnist.errors import RunError

@@ -22,6 +22,7 @@ from ..errors import RunError, warn
 from ..models import build_model, check_model, check_registered
 from ..session import Session, evaluating, open_session
 from ..storage import checkpoint
+from ..storage.checkpoint import Content
 from ..storage.resume import (
     check_experiment,
     import_kept_models,
@@ -111,8 +112,9 @@ class Measurer:
 
     def _result(self, group: Group, done: Callable[[int], object]) -> ModelResult:
         """Measure what can be measured; warn about the rest, and leave it out."""
+        saved = [(run, _content(run)) for run in group.runs]
         try:
-            self._import_models(group)
+            self._import_models(saved)
             check_registered(group.model)
         except RunError as error:
             warn(f"{error}; its parameters are not counted and its weights are not used")
@@ -120,30 +122,33 @@ class Measurer:
             return ModelResult(group)
         parameters = sum(p.numel() for p in built(group.experiment).parameters())
         result = ModelResult(group, parameters)
-        for run in group.runs:
-            self._add_run(result, run)
+        for run, content in saved:
+            if isinstance(content, RunError):
+                warn(f"{content}; its weights are not used")
+            elif content:
+                self._add_run(result, run, content)
             done(1)
         return result
 
-    def _import_models(self, group: Group) -> None:
+    def _import_models(self, saved: Sequence[tuple[Run, Content | RunError | None]]) -> None:
         """Import the models file of the first run with weights; warn where another has another."""
-        kept = [run.path / MODELS_FILE for run in group.runs]
+        kept = [run.path / MODELS_FILE for run, _ in saved]
         if len({path.read_bytes() for path in kept if path.is_file()}) > 1:
-            warn(f"{group.model}: the models files of its runs differ, such as {kept[0]}")
-        for run in group.runs:
-            content = newest(run.path)
-            if content:
+            model = saved[0][0].experiment.model
+            warn(f"{model}: the models files of its runs differ, such as {kept[0]}")
+        for run, content in saved:
+            if isinstance(content, dict):
                 import_kept_models(self.machine, content, run.path)
                 return
 
-    def _add_run(self, result: ModelResult, run: Run) -> None:
+    def _add_run(self, result: ModelResult, run: Run, content: Content) -> None:
         """Add what the run's weights give; nothing without usable weights or pictures."""
         try:
-            model = trained_model(run, self.machine)
+            model = trained_model(run, content, self.machine)
         except RunError as error:
             warn(f"{error}; its weights are not used")
             return
-        pictures = None if model is None else self._test_pictures(run.experiment.dataset)
+        pictures = self._test_pictures(run.experiment.dataset)
         if pictures is None:
             return
         seed = run.experiment.seed
@@ -170,15 +175,20 @@ class Measurer:
         return self._pictures[dataset]
 
 
-def trained_model(run: Run, machine: Machine) -> nn.Module | None:
-    """The run's model with its latest weights; None: it has none.
+def _content(run: Run) -> Content | RunError | None:
+    """The run's latest checkpoint, or why it cannot be read; None: it has none."""
+    try:
+        return newest(run.path)
+    except RunError as error:
+        return error
+
+
+def trained_model(run: Run, content: Content, machine: Machine) -> nn.Module:
+    """The run's model with the weights of its checkpoint.
 
     Raises:
-        RunError: they are damaged, another run's, or of another models file.
+        RunError: they are another run's, or of another models file.
     """
-    content = newest(run.path)
-    if content is None:
-        return None
     import_kept_models(machine, content, run.path)
     refuse_other_models(content, run.path)
     kept = checkpoint.experiment_of(content, run.path)

@@ -1,14 +1,20 @@
 """Where a run starts: at its first epoch, or from a checkpoint of the same experiment."""
 
 import dataclasses
-import hashlib
 from contextlib import suppress
 from pathlib import Path
 
 from .. import config
 from ..config import Experiment, Machine, Settings
 from ..errors import RunError, UsageError, warn
-from ..models import MODELS, check_registered, forget_models, import_models, imported
+from ..models import (
+    MODELS,
+    check_registered,
+    digest_of,
+    forget_models,
+    import_models,
+    imported,
+)
 from . import checkpoint
 from .checkpoint import Content
 from .run_directory import (
@@ -34,7 +40,9 @@ def find_start(
     """
     settings = {**file, **flags}
     if machine.resume in ("", "auto"):
-        experiment, directory, content = _by_settings(machine, settings)
+        experiment, directory, content = by_settings(machine, settings)
+        if not machine.resume:
+            refuse_existing(directory)
     else:
         experiment, directory, content = _by_checkpoint(machine, flags, settings)
     if content:
@@ -51,15 +59,18 @@ def find_start(
     return experiment, directory, content
 
 
-def _by_settings(machine: Machine, settings: Settings) -> tuple[Experiment, Path, Content | None]:
+def by_settings(machine: Machine, settings: Settings) -> tuple[Experiment, Path, Content | None]:
+    """The experiment of the settings, its directory and, with --resume, its latest checkpoint.
+
+    Raises:
+        UsageError, RunError: as `find_start`, but for a directory that holds a run.
+    """
     experiment = config.from_settings(Experiment, settings)
     directory = locate(experiment, machine)
     content = newest(directory) if machine.resume else None
     if content:
         import_kept_models(machine, content, directory)
     check_experiment(experiment, machine)
-    if not machine.resume:
-        refuse_existing(directory)
     return experiment, directory, content
 
 
@@ -143,7 +154,7 @@ def import_kept_models(machine: Machine, content: Content, directory: Path) -> N
     forget_models()
     if digest is None or not kept.is_file():
         return
-    if hashlib.sha256(kept.read_bytes()).hexdigest() != digest:
+    if digest_of(kept.read_bytes()) != digest:
         raise UsageError(
             f"{kept}: not the file that the run was trained with; restore it, or name the original "
             "with --models-file"

@@ -7,7 +7,8 @@ import itertools
 from pathlib import Path
 
 import pytest
-from helpers.runs import command, final, same, stop
+from helpers.runs import command, final, stop
+from torture import same
 
 from rsnn_fmnist import cli
 

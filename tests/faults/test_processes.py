@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from helpers.program import ENVIRONMENT, PROGRAM
-from helpers.runs import command, final, same
+from helpers.runs import command, final
+from torture import same
 
 from rsnn_fmnist import cli
 from rsnn_fmnist.storage import checkpoint

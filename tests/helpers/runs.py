@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers.event_files import points
+from torture import timeless
 
 from rsnn_fmnist import cli
 from rsnn_fmnist import run as run_module
 from rsnn_fmnist.interrupt import Interrupt, InterruptedRunError
 from rsnn_fmnist.storage import checkpoint
-
-TIMINGS = {"train_images_per_second", "test_images_per_second", "seconds", "train_seconds"}
 
 
 class StopAfter(Interrupt):
@@ -65,24 +63,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def final(folder: Path) -> Any:
     """The result of the run in folder/run: checkpoints, rows and points, without timings."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if k not in TIMINGS}
-        return [timeless(v) for v in value] if isinstance(value, list) else value
-
     run = folder / "run"
     scalars = points(run / "tb") if (run / "tb").is_dir() else {}
     files = {name: checkpoint.load(run / name) for name in ("latest.pt", "best.pt")}
     return timeless({"files": files, "rows": rows(run), "scalars": scalars})
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality through dicts and lists, of tensors by their bits."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)

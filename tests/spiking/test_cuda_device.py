@@ -30,8 +30,9 @@ from helpers.kernel_cases import (
     recurrent_inputs,
     sequence_functions,
 )
-from helpers.runs import final, same, stop
+from helpers.runs import final, stop
 from torch import Tensor, nn
+from torture import same
 
 from rsnn_fmnist import cli, models
 from rsnn_fmnist.spiking import IF, LIF, SynapseFilter, set_backend
@@ -295,7 +296,6 @@ def test_a_model_that_cannot_be_captured_trains_eagerly(
     flags = f"--models-file {tmp_path / 'mine.py'} --model {name} --lr 0.01 --device cuda"
     for folder, graph in (("eager", "--no-graph"), ("graph", "--graph")):
         assert cli.main(graph_command(tmp_path / folder, f"{flags} {graph}")) == 0
-        models.MODELS.pop(name)
         warnings = capsys.readouterr().err.splitlines()
         assert len(warnings) == (graph == "--graph")
     assert "(it waits for the device in mine.py, line 8): it is eager" in warnings[0]

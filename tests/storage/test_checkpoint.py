@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import same
 from helpers.sessions import small_progress, small_session
+from torture import same
 
 from rsnn_fmnist.config import Experiment
 from rsnn_fmnist.errors import RunError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.event_files import figures, hparams, points
-from helpers.runs import SMALL, command, final, refused, same, stop
+from helpers.runs import SMALL, command, final, refused, stop
+from torture import same
 
 from rsnn_fmnist import cli, models, random_state
 from rsnn_fmnist.storage import atomic, checkpoint

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.event_files import figures, hparams, points
-from helpers.runs import command, final, same
+from helpers.runs import command, final
+from torture import same
 
 from rsnn_fmnist import cli, run
 from rsnn_fmnist.config import Experiment, Machine

@@ -25,8 +25,9 @@ from helpers.graph_steps import (
     outcome,
     train,
 )
-from helpers.runs import final, same, stop
+from helpers.runs import final, stop
 from torch import Tensor, nn
+from torture import same
 
 from rsnn_fmnist import cli, models
 from rsnn_fmnist.data.loader import Loader

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import TIMINGS, rows
+from helpers.runs import rows
 from helpers.sessions import small_progress, small_session
 from torch import nn
+from torture import timeless
 
 from rsnn_fmnist import cli, models
 from rsnn_fmnist.interrupt import Interrupt
@@ -21,7 +22,7 @@ def train(folder: Path, *flags: str) -> list[dict[str, Any]]:
     """Train on the small synthetic set -> the rows of metrics, timings left out."""
     arguments = ["--dataset", "synthetic", "--threads", "1", "--output-dir", str(folder)]
     assert cli.main([*arguments, "--device", "cpu", "--run-name", "run", *flags]) == 0
-    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows(folder / "run")]
+    return timeless(rows(folder / "run"))
 
 
 @pytest.mark.parametrize("model", models.MODELS)
