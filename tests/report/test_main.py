@@ -267,6 +267,29 @@ def test_without_usable_weights_the_rest_is_reported(
     assert (row["seeds"], row["synaptic_operations"]) == ("2", "")
 
 
+def test_damaged_weights_cost_their_own_run_only(
+    trained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Of two seeds of a model, the first one's are damaged."""
+    for name, seed in (("first", 2020), ("second", 2021)):
+        shutil.copytree(trained, tmp_path / name)
+        content = checkpoint.load(trained / "latest.pt")
+        content["experiment"]["seed"] = seed
+        atomic.save(tmp_path / name / "latest.pt", content)
+        settings = (trained / "config.toml").read_text()
+        changed = settings.replace("seed = 2020", f"seed = {seed}")
+        (tmp_path / name / "config.toml").write_text(changed)
+    (tmp_path / "first" / "latest.pt").write_bytes(b"damaged")
+    (tmp_path / "first" / "latest.prev.pt").unlink(missing_ok=True)
+    runs = [str(tmp_path / name) for name in ("first", "second")]
+    assert report.main([*runs, "--out", str(tmp_path / "out")]) == 0
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "first/latest.pt: not a checkpoint" in message
+    (result,) = table(tmp_path / "out" / "results.csv")
+    assert result["parameters"] == "1259"
+    assert result["seeds_with_weights"] == "1"
+
+
 def test_without_pictures_operations_are_not_counted(
     trained: Path, tmp_path: Path, capsys: Any
 ) -> None:
