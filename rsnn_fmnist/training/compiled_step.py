@@ -16,18 +16,18 @@ from ..data.pictures import CLASSES, SIDE
 from ..metrics import Sums
 from ..models import ColumnReader
 from ..spiking import IF, LIF, LinearRecurrentContainer, SynapseFilter
-from ..spiking.kernels.cpu import chain
+from ..spiking.kernels.cpu import chain, layout
 from ..spiking.kernels.cpu.fold import FOLD, plan
 from ..spiking.kernels.cpu.functions import constants_of
 from ..spiking.kernels.cpu.rows import GIVEN
 from .flat_parameters import FlatParameters
 
 KINDS = {
-    nn.Linear: chain.LINEAR,
-    IF: chain.NEURON,
-    LIF: chain.NEURON,
-    SynapseFilter: chain.FILTER,
-    LinearRecurrentContainer: chain.RECURRENT,
+    nn.Linear: layout.LINEAR,
+    IF: layout.NEURON,
+    LIF: layout.NEURON,
+    SynapseFilter: layout.FILTER,
+    LinearRecurrentContainer: layout.RECURRENT,
 }
 SMALLEST = 16  # samples that are worth a thread of their own
 
@@ -150,10 +150,9 @@ class CompiledGradients:
         self.shift = loader.shift.item()
         self.layers, self.folds, more = records(model), np.zeros(0, FOLD), 0
         if not half:
-            kinds = chain.LINEAR, chain.RECURRENT
-            self.layers, self.folds, more = plan(self.layers, len(self.values), *kinds)
+            self.layers, self.folds, more = plan(self.layers, len(self.values))
         self.size = len(self.values) + more
-        self.kept, self.passing = chain.lay_out(self.layers, SIDE, half)
+        self.kept, self.passing = layout.lay_out(self.layers, SIDE, half)
         self.threads = self.steps = 0
         self._compile()
 
@@ -214,7 +213,7 @@ class CompiledGradients:
 
 def records(model: nn.Module) -> np.ndarray:
     """The layers as the loop reads them, but for where their values lie."""
-    layers = np.zeros(len(list(model.children())), chain.LAYER)
+    layers = np.zeros(len(list(model.children())), layout.LAYER)
     offsets, first = {}, 0
     for name, p in model.named_parameters():
         offsets[name], first = first, first + p.numel()
@@ -224,8 +223,8 @@ def records(model: nn.Module) -> np.ndarray:
         record["kind"], record["inputs"], record["outputs"] = KINDS[type(layer)], inputs, outputs
         within = f"{name}.rc" if isinstance(layer, LinearRecurrentContainer) else name
         weight = f"{name}.w" if isinstance(layer, SynapseFilter) else f"{within}.weight"
-        record["weight"] = offsets.get(weight, chain.ABSENT)
-        record["bias"] = offsets.get(f"{within}.bias", chain.ABSENT)
+        record["weight"] = offsets.get(weight, layout.ABSENT)
+        record["bias"] = offsets.get(f"{within}.bias", layout.ABSENT)
         if isinstance(layer, SynapseFilter) and not layer.learnable:
             record["k"] = layer.decay()
         neuron = getattr(layer, "sub_module", layer)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .layout import LINEAR, RECURRENT
 from .openmp import reassociated
 from .rows import Array
 from .tiles import lanes
@@ -37,14 +38,12 @@ FOLD = np.dtype(
 )
 
 
-def plan(
-    layers: NDArray[Any], count: int, linear: int, recurrent: int
-) -> tuple[NDArray[Any], NDArray[Any], int]:
+def plan(layers: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any], int]:
     """Fold what can be folded -> the layers that are left, the folds, values behind `count`."""
     left: list[Any] = []
     folds, size = [], 0
     for layer in layers:
-        if layer["kind"] != recurrent or not left or left[-1]["kind"] != linear:
+        if layer["kind"] != RECURRENT or not left or left[-1]["kind"] != LINEAR:
             left.append(layer.copy())
             continue
         before, merged = left.pop(), layer.copy()

@@ -1,4 +1,4 @@
-"""One step of neurons and of synapse filters on a row of lanes; what all CPU kernels share.
+"""One step of neurons and of synapse filters on a row of lanes, and rounding; what kernels share.
 
 A lane is one neuron of one sample. The equations, forward and backward, are those of the step
 functions `neuron.if_step`, `neuron.lif_step` and `synapse.filter_step`, and of the surrogates'
@@ -10,7 +10,7 @@ backward pass the gradient of the input. So a row is loaded and stored once, and
 whether two arrays overlap.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,3 +119,39 @@ def filter_row_backward(
         grad_x[j] = total * (real(1) + y[j] * real(k))
         grad_k[j] -= total * decays * y[j]
         grad_y[j] = total * (real(1) - decays * real(k))
+
+
+@inlined
+def fill(row: Array, value: Any) -> None:
+    for j in range(row.size):
+        row[j] = value
+
+
+@inlined
+def copy(source: Array, target: Array) -> None:
+    for j in range(source.size):
+        target[j] = source[j]
+
+
+@inlined
+def nearest(u: np.uint32) -> np.uint32:
+    """The nearest bfloat16, ties to even, of the float32 with these bits."""
+    number = (u & np.uint32(0x7FFFFFFF)) <= np.uint32(0x7F800000)  # or NaN, which stays one
+    up = np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1)) if number else np.uint32(0)
+    return np.uint32((u + up) & np.uint32(0xFFFF0000))
+
+
+@inlined
+def rounded(source: Array, target: Array) -> None:
+    """target = source, another row, in bfloat16; both are float32."""
+    a, b = source.view(np.uint32), target.view(np.uint32)
+    for j in range(a.size):
+        b[j] = nearest(a[j])
+
+
+@inlined
+def round_row(row: Array) -> None:
+    """As `rounded`, in place: LLVM vectorizes that only where it sees one array."""
+    a = row.view(np.uint32)
+    for j in range(a.size):
+        a[j] = nearest(a[j])
